@@ -1,0 +1,1 @@
+"""The language model: sizes, network, targets, losses, tokenizer and shardings. Knows no Ray."""

@@ -1,0 +1,99 @@
+"""Model sizes as data: one frozen configuration for every Gemma 2 style network."""
+
+from typing import NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ModelConfig(BaseModel):
+    """Sizes and constants of a Gemma 2 style decoder (arXiv 2408.00118, section 2)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_layers: int = Field(gt=0)
+    width: int = Field(gt=0, description="D, the residual stream")
+    feed_forward: int = Field(gt=0, description="F, of each of the two branches")
+    num_heads: int = Field(gt=0, description="N, query heads")
+    num_kv_heads: int = Field(gt=0, description="K, each shared by N / K query heads")
+    head_dim: int = Field(gt=0, description="H")
+    vocab_size: int = Field(gt=0, description="V, what the tokenizer can emit")
+    num_embeddings: int | None = Field(
+        default=None, gt=0, description="rows of the embedding table; None: vocab_size"
+    )
+    context_length: int = Field(default=8192, gt=0, description="longest row, in tokens")
+    window: int = Field(
+        default=4096, gt=0, description="tokens a local layer sees, its own among them"
+    )
+    rope_base: float = Field(default=10000.0, gt=0)
+    query_scale: float | None = Field(
+        default=None, gt=0, description="factor on the queries; None: head_dim ** -0.5"
+    )
+    attention_softcap: float = Field(default=50.0, gt=0)
+    final_softcap: float = Field(default=30.0, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
+
+    @model_validator(mode="after")
+    def _sizes_fit_together(self) -> Self:
+        faults = []
+        if self.num_heads % self.num_kv_heads:
+            faults.append(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads="
+                f"{self.num_kv_heads}: every key-value head serves the same number of query "
+                "heads, so choose a num_kv_heads that divides num_heads"
+            )
+        if self.head_dim % 2:
+            faults.append(
+                f"head_dim={self.head_dim} is odd: rotary embedding turns two halves of each "
+                "head, so choose an even head_dim"
+            )
+        if self.num_embeddings is not None and self.num_embeddings < self.vocab_size:
+            faults.append(
+                f"num_embeddings={self.num_embeddings} is smaller than vocab_size="
+                f"{self.vocab_size}: raise num_embeddings, or leave it out to get one row per token"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the embedding table; those from vocab_size on are never predicted."""
+        return self.vocab_size if self.num_embeddings is None else self.num_embeddings
+
+    @property
+    def query_factor(self) -> float:
+        """What queries are multiplied by after the rotary embedding."""
+        return self.head_dim**-0.5 if self.query_scale is None else self.query_scale
+
+
+class ParamCount(NamedTuple):
+    """Numbers of parameters, split as in table 2 of arXiv 2408.00118."""
+
+    embedding: int
+    other: int
+    total: int
+
+
+def param_count(config: ModelConfig) -> ParamCount:
+    """Count the parameters of `config` from its shapes; nothing is allocated."""
+    c = config
+    attention = 2 * c.width * (c.num_heads + c.num_kv_heads) * c.head_dim
+    layer = attention + 3 * c.width * c.feed_forward + 4 * c.width
+    embedding = c.embedding_rows * c.width
+    other = c.num_layers * layer + c.width
+    return ParamCount(embedding, other, embedding + other)
+
+
+MODEL_PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(
+        num_layers=2,
+        width=32,
+        feed_forward=64,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        vocab_size=512,
+        context_length=256,
+        window=64,
+    ),
+}
