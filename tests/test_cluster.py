@@ -1,0 +1,205 @@
+"""Slice shapes and the reading of a cluster's nodes. No cluster is started here."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import cluster
+from orchestrator.cluster import Topology, TpuSlice, simulated_cluster, slice_topology, tpu_hosts
+
+POSSIBLE = [
+    (accelerator, topology)
+    for accelerator, generation in cluster._GENERATIONS.items()
+    for topology in sorted(generation.topologies)
+]
+possible_slices = st.sampled_from(POSSIBLE).map(lambda slice_: slice_topology(*slice_))
+
+
+# Chips, hosts and chips per host from cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e); pod
+# types count two cores a chip on v4 and v5p.
+@pytest.mark.parametrize(
+    ("accelerator", "topology", "num_chips", "num_hosts", "chips_per_host", "pod_type"),
+    [
+        ("v4", "2x2x1", 4, 1, 4, "v4-8"),
+        ("v4", "2x2x2", 8, 2, 4, "v4-16"),
+        ("v4", "4x4x4", 64, 16, 4, "v4-128"),
+        ("v4", "12x12x16", 2304, 576, 4, "v4-4608"),
+        ("v5e", "1x1", 1, 1, 1, "v5litepod-1"),
+        ("v5e", "2x2", 4, 1, 4, "v5litepod-4"),
+        ("v5e", "2x4", 8, 1, 8, "v5litepod-8"),
+        ("v5e", "4x4", 16, 4, 4, "v5litepod-16"),
+        ("v5e", "16x16", 256, 64, 4, "v5litepod-256"),
+        ("v5p", "2x2x2", 8, 2, 4, "v5p-16"),
+        ("v5p", "16x16x24", 6144, 1536, 4, "v5p-12288"),
+        ("v6e", "2x4", 8, 1, 8, "v6e-8"),
+        ("v6e", "4x8", 32, 8, 4, "v6e-32"),
+    ],
+)
+def test_slice_facts(accelerator, topology, num_chips, num_hosts, chips_per_host, pod_type):
+    shape = slice_topology(accelerator, topology)
+    assert (shape.num_chips, shape.num_hosts) == (num_chips, num_hosts)
+    assert (shape.chips_per_host, shape.pod_type) == (chips_per_host, pod_type)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "topology", "complaint"),
+    [
+        ("v3", "4x4", "unknown accelerator 'v3': choose one of v4, v5e, v5p, v6e"),
+        ("v5litepod", "4x4", "unknown accelerator"),
+        ("TPU-V4", "2x2x2", "unknown accelerator"),
+        ("v4", "", "AxBxC, such as 2x2x2"),
+        ("v4", "4x4", "AxBxC, such as 2x2x2"),
+        ("v4", "2x2x", "AxBxC"),
+        ("v4", "2x2x-2", "AxBxC"),
+        ("v4", "0x4x4", "AxBxC"),
+        ("v4", "2X2X2", "AxBxC"),
+        ("v4", "²x2x2", "AxBxC"),
+        ("v5e", "2x2x2", "AxB, such as 4x4"),
+        ("v5e", "2x16x16", "AxB, such as 4x4"),
+        ("v4", "2x2x3", "there is no v4 slice of topology '2x2x3'"),
+        ("v4", "4x4x2", "there is no v4 slice"),
+        ("v5e", "2x16", "4x8, 2x8, 4x4"),
+        ("v6e", "32x32", "the nearest in size are 16x16"),
+    ],
+)
+def test_impossible_slices_are_refused_with_a_remedy(accelerator, topology, complaint):
+    with pytest.raises(ValueError) as refusal:
+        slice_topology(accelerator, topology)
+    assert complaint in str(refusal.value)
+
+
+@given(st.sampled_from(["v4", "v5e", "v5p", "v6e"]), st.text(max_size=12))
+def test_any_text_is_either_a_slice_or_a_value_error(accelerator, topology):
+    try:
+        shape = slice_topology(accelerator, topology)
+    except ValueError:
+        return
+    assert (accelerator, shape.topology) in POSSIBLE
+
+
+@given(possible_slices)
+def test_hosts_share_the_chips_evenly(shape: Topology):
+    assert shape.num_hosts * shape.chips_per_host == shape.num_chips
+    assert shape.num_chips == math.prod(map(int, shape.topology.split("x")))
+
+
+def test_ray_agrees_on_every_slice():
+    from ray._private.accelerators.tpu import (
+        TPUAcceleratorManager,
+        infer_tpu_pod_type_from_topology,
+    )
+    from ray.util.tpu import get_tpu_version_from_type, get_tpu_worker_resources
+
+    for accelerator, topology in POSSIBLE:
+        shape = slice_topology(accelerator, topology)
+        ray_type = shape.ray_accelerator_type
+        version = get_tpu_version_from_type(ray_type)
+        assert TPUAcceleratorManager.is_valid_tpu_accelerator_topology(version, topology), topology
+        num_workers, resources = get_tpu_worker_resources(topology, ray_type)
+        assert (num_workers, resources["TPU"]) == (shape.num_hosts, shape.chips_per_host)
+        assert infer_tpu_pod_type_from_topology(topology, ray_type) == shape.pod_type
+
+
+def nodes_of(shape: Topology, name: str, alive: list[bool]) -> list[dict]:
+    """Nodes as `ray.nodes()` would list them, one for each entry of `alive`."""
+    return [
+        {
+            "NodeID": f"{name}-{worker_id}",
+            "Alive": is_alive,
+            "Labels": cluster._host_node(shape, name, worker_id)["labels"],
+            "Resources": cluster._host_node(shape, name, worker_id)["resources"],
+        }
+        for worker_id, is_alive in enumerate(alive)
+    ]
+
+
+HEAD = {"NodeID": "head", "Alive": True, "Labels": {"ray.io/node-id": "head"}, "Resources": {}}
+
+
+def test_tpu_hosts_counts_the_living_by_slice():
+    small, large = slice_topology("v4", "2x2x2"), slice_topology("v5e", "4x4")
+    nodes = [
+        *nodes_of(large, "teachers", [True, True, True, True]),
+        HEAD,
+        *nodes_of(small, "slice-1", [True, False]),
+        *nodes_of(small, "slice-0", [True, True]),
+        *nodes_of(small, "slice-gone", [False, False]),
+    ]
+    assert tpu_hosts(nodes) == [
+        TpuSlice("slice-0", "v4", "2x2x2", 2),
+        TpuSlice("slice-1", "v4", "2x2x2", 1),
+        TpuSlice("teachers", "v5e", "4x4", 4),
+    ]
+
+
+def test_a_host_without_a_slice_name_is_its_own_slice():
+    labels = {"ray.io/tpu-pod-type": "v6e-8", "ray.io/tpu-topology": "2x4"}
+    nodes = [{"NodeID": name, "Alive": True, "Labels": labels} for name in ("a", "b")]
+    assert tpu_hosts(nodes) == [TpuSlice("a", "v6e", "2x4", 1), TpuSlice("b", "v6e", "2x4", 1)]
+
+
+def test_slices_of_an_unknown_generation_keep_ray_s_name():
+    labels = {"ray.io/tpu-slice-name": "new", "ray.io/tpu-pod-type": "v7x-16"}
+    node = {"NodeID": "a", "Alive": True, "Labels": labels}
+    assert tpu_hosts([HEAD, node]) == [TpuSlice("new", "v7x", "", 1)]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["s0", "s1", "s2", "s3"]),
+        st.tuples(possible_slices, st.lists(st.booleans(), max_size=4)),
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_tpu_hosts_ignores_order_and_plain_nodes(slices, random):
+    nodes = [
+        node for name, (shape, alive) in slices.items() for node in nodes_of(shape, name, alive)
+    ]
+    nodes += [HEAD, {**HEAD, "Labels": {}}]
+    random.shuffle(nodes)
+    assert tpu_hosts(nodes) == [
+        TpuSlice(name, shape.accelerator, shape.topology, sum(alive))
+        for name, (shape, alive) in sorted(slices.items())
+        if any(alive)
+    ]
+
+
+def test_only_the_first_host_of_a_slice_holds_the_head_resource():
+    shape = slice_topology("v5e", "4x4")
+    hosts = [cluster._host_node(shape, "s", worker_id) for worker_id in range(shape.num_hosts)]
+    assert ["TPU-v5litepod-16-head" in host["resources"] for host in hosts] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert all(host["resources"]["accelerator_type:TPU-V5LITEPOD"] == 1 for host in hosts)
+
+
+def test_simulated_cluster_refuses_before_it_starts_anything():
+    with (
+        pytest.raises(ValueError, match="there is no v4 slice"),
+        simulated_cluster(1, "3x3x3", "v4"),
+    ):
+        pass
+    long_dir = Path("/tmp") / ("x" * 60)
+    with (
+        pytest.raises(ValueError, match="too long for Ray's sockets"),
+        simulated_cluster(1, "2x2x2", "v4", temp_dir=long_dir),
+    ):
+        pass
+    assert not long_dir.exists()
+
+
+def test_the_environment_is_whole_again_after_an_error(monkeypatch):
+    monkeypatch.setenv("STILLHOUSE_KEPT", "before")
+    with pytest.raises(RuntimeError), cluster._environment({"STILLHOUSE_KEPT": "inside"}):
+        assert os.environ["STILLHOUSE_KEPT"] == "inside"
+        os.environ["STILLHOUSE_ADDED"] = "by Ray"
+        raise RuntimeError
+    assert os.environ["STILLHOUSE_KEPT"] == "before"
+    assert "STILLHOUSE_ADDED" not in os.environ
