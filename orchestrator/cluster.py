@@ -1,13 +1,11 @@
 """What a cluster of TPU slices looks like, and a stand-in for one on a machine without TPUs.
 
-`slice_topology` knows the shapes that slices come in, `tpu_hosts` reads which slices a cluster
+`tpu_hosts` reads which slices a cluster
 has, and `simulated_cluster` starts a local Ray cluster that looks to Ray Train like TPU slices
 while JAX computes on the CPU.
 """
 
 import contextlib
-import itertools
-import math
 import os
 import tempfile
 from collections import Counter
@@ -16,115 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.topology import GENERATIONS, Topology, slice_topology
+
 # The labels that Ray gives a node that is a TPU host (docs.ray.io, "Use labels to control
 # scheduling").
 _SLICE_NAME = "ray.io/tpu-slice-name"
 _WORKER_ID = "ray.io/tpu-worker-id"
 _POD_TYPE = "ray.io/tpu-pod-type"
 _TOPOLOGY = "ray.io/tpu-topology"
-
-
-@dataclass(frozen=True)
-class _Generation:
-    ray_name: str  # how Ray spells it in accelerator and pod types
-    cores_per_chip: int  # pod types count cores, not chips
-    topologies: frozenset[str]
-
-
-# Sizes: cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e, "configurations"; cut to those
-# that Ray 2.60 agrees to reserve as one slice (the tests hold the two together).
-_SLICES_2D = frozenset({"1x1", "2x2", "2x4", "2x8", "4x4", "4x8", "8x8", "8x16", "16x16"})
-_SMALL_SLICES_3D = frozenset({"2x2x1", "2x2x2", "2x2x4", "2x4x4"})
-
-
-def _slices_3d(*largest: int) -> frozenset[str]:
-    """The small slices, and every box of whole 4x4x4 cubes up to `largest`."""
-    cubes = itertools.product(*(range(4, size + 1, 4) for size in largest))
-    return _SMALL_SLICES_3D | {"x".join(map(str, dims)) for dims in cubes}
-
-
-_GENERATIONS = {
-    "v4": _Generation("v4", 2, _slices_3d(12, 12, 16)),
-    "v5e": _Generation("v5litepod", 1, _SLICES_2D),
-    "v5p": _Generation("v5p", 2, _slices_3d(16, 16, 24)),
-    "v6e": _Generation("v6e", 1, _SLICES_2D),
-}
-# Hosts carry four chips, but a two-dimensional slice of up to eight chips is a single host.
-_CHIPS_PER_HOST = 4
-_MOST_CHIPS_ON_ONE_HOST = 8
-
-
-@dataclass(frozen=True)
-class Topology:
-    """The shape of one TPU slice; made by `slice_topology`, which checks it."""
-
-    accelerator: str
-    topology: str
-
-    @property
-    def num_chips(self) -> int:
-        return math.prod(int(dim) for dim in self.topology.split("x"))
-
-    @property
-    def chips_per_host(self) -> int:
-        """Chips, and so JAX devices, of each host."""
-        is_2d = self.topology.count("x") == 1
-        if is_2d and self.num_chips <= _MOST_CHIPS_ON_ONE_HOST:
-            return self.num_chips
-        return _CHIPS_PER_HOST
-
-    @property
-    def num_hosts(self) -> int:
-        return self.num_chips // self.chips_per_host
-
-    @property
-    def pod_type(self) -> str:
-        """Ray's and Google Cloud's name for a slice of this size, such as `v4-16`."""
-        generation = _GENERATIONS[self.accelerator]
-        return f"{generation.ray_name}-{self.num_chips * generation.cores_per_chip}"
-
-    @property
-    def ray_accelerator_type(self) -> str:
-        """What Ray Train's `ScalingConfig.accelerator_type` wants, such as `TPU-V5LITEPOD`."""
-        return f"TPU-{_GENERATIONS[self.accelerator].ray_name.upper()}"
-
-
-def slice_topology(accelerator: str, topology: str) -> Topology:
-    """The facts of a slice of `accelerator` (such as `v4`) in the shape `topology` (`2x2x2`).
-
-    Raises:
-        ValueError: the accelerator is unknown, or has no slices of this shape.
-    """
-    generation = _GENERATIONS.get(accelerator)
-    if generation is None:
-        raise ValueError(
-            f"unknown accelerator {accelerator!r}: choose one of {', '.join(_GENERATIONS)}"
-        )
-    if topology in generation.topologies:
-        return Topology(accelerator, topology)
-    num_dims = next(iter(generation.topologies)).count("x") + 1
-    parts = topology.split("x")
-    well_formed = all(part.isascii() and part.isdigit() and part[0] != "0" for part in parts)
-    if not well_formed or len(parts) != num_dims:
-        shape, example = ("AxB", "4x4") if num_dims == 2 else ("AxBxC", "2x2x2")
-        raise ValueError(
-            f"topology {topology!r} does not describe a {accelerator} slice: "
-            f"write its chips by dimension as {shape}, such as {example}"
-        )
-    raise ValueError(
-        f"there is no {accelerator} slice of topology {topology!r}: "
-        f"the nearest in size are {', '.join(_nearest_in_size(generation, topology))}"
-    )
-
-
-def _nearest_in_size(generation: _Generation, topology: str) -> list[str]:
-    """Three possible topologies, in the order of their distance in chips."""
-
-    def num_chips(candidate: str) -> int:
-        return math.prod(int(dim) for dim in candidate.split("x"))
-
-    wanted = num_chips(topology)
-    return sorted(generation.topologies, key=lambda t: (abs(num_chips(t) - wanted), t))[:3]
 
 
 @dataclass(frozen=True)
@@ -149,7 +46,7 @@ def tpu_hosts(nodes: Iterable[Mapping[str, Any]]) -> list[TpuSlice]:
             continue
         ray_name = labels[_POD_TYPE].split("-")[0]
         accelerator = next(
-            (name for name, known in _GENERATIONS.items() if known.ray_name == ray_name), ray_name
+            (name for name, known in GENERATIONS.items() if known.ray_name == ray_name), ray_name
         )
         name = labels.get(_SLICE_NAME) or node["NodeID"]
         num_alive[name, accelerator, labels.get(_TOPOLOGY, "")] += 1

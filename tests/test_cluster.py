@@ -13,7 +13,7 @@ from orchestrator.cluster import Topology, TpuSlice, simulated_cluster, slice_to
 
 POSSIBLE = [
     (accelerator, topology)
-    for accelerator, generation in cluster._GENERATIONS.items()
+    for accelerator, generation in cluster.GENERATIONS.items()
     for topology in sorted(generation.topologies)
 ]
 possible_slices = st.sampled_from(POSSIBLE).map(lambda slice_: slice_topology(*slice_))

@@ -1,0 +1,252 @@
+"""The typed configuration of one run: everything that decides what is trained, and on what."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from configs.data import DataConfig
+from configs.section import Section, changeable
+from model.config import MODEL_PRESETS, ModelConfig
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+
+
+class ObjectiveConfig(Section):
+    """What the student minimises."""
+
+    kind: Literal["distill", "next_token"] = Field(
+        "next_token",
+        description="`distill` learns the teacher's distribution, `next_token` the text itself.",
+    )
+    label_weight: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the next-token loss in a distilled run's loss.",
+    )
+
+
+class CodecConfig(Section):
+    """What the teacher says about a position, and how many bytes it takes."""
+
+    kind: Literal["hybrid"] = Field(
+        "hybrid",
+        description="`hybrid` sends the k largest probabilities and unbiased draws of the rest.",
+    )
+    k: int = Field(
+        16, ge=0, description="Largest probabilities sent exactly; 0 leaves plain sampling."
+    )
+    draws: int = Field(32, ge=0, description="Draws from the tail; 0 leaves plain (biased) top-k.")
+
+
+class TeacherConfig(Section):
+    """The teacher and the pool of replicas that serves it."""
+
+    checkpoint: str = Field(description="The teacher's weights: `RUN`, `RUN@STEP` or a path.")
+    codec: CodecConfig = Field(CodecConfig(), description="How targets are encoded.")
+    replicas: int = changeable(1, ge=1, description="Copies of the teacher that serve targets.")
+    rows_per_batch: int = Field(
+        8, ge=1, description="Rows a replica scores at once; its one compiled shape."
+    )
+    prefetch_steps: int = changeable(
+        4, ge=1, description="Steps whose targets may be on their way at once."
+    )
+    cpus_per_replica: float = changeable(1, ge=0, description="CPUs that Ray books per replica.")
+    tpus_per_replica: float = changeable(
+        0, ge=0, description="TPU chips that Ray books per replica; 0 runs it on the CPU."
+    )
+    answer_within_s: float = changeable(
+        60, gt=0, description="How long one answer may take before another replica is asked."
+    )
+    retry_for_s: float = changeable(
+        600, gt=0, description="How long a step waits for a teacher to answer before it fails."
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW with a linear warm-up and a cosine decay."""
+
+    peak_lr: float = changeable(1e-3, gt=0, description="Learning rate after the warm-up.")
+    final_lr_ratio: float = changeable(
+        0.1, ge=0, le=1, description="Learning rate of the last step over the peak."
+    )
+    warmup_steps: int = changeable(0, ge=0, description="Steps of linear warm-up.")
+    beta1: float = changeable(0.9, ge=0, lt=1, description="Decay of the gradient's mean.")
+    beta2: float = changeable(0.95, ge=0, lt=1, description="Decay of the gradient's square.")
+    epsilon: float = changeable(1e-8, gt=0, description="Added to the root of the square.")
+    weight_decay: float = changeable(
+        0.1, ge=0, description="Decoupled weight decay, on matrices only."
+    )
+    clip_norm: float = changeable(
+        1.0, gt=0, description="Largest global norm of the gradient; larger ones are scaled down."
+    )
+
+
+class BatchConfig(Section):
+    """The batch of one optimizer step."""
+
+    rows: int = Field(16, ge=1, description="Rows in the global batch of one step.")
+    microbatches: int = changeable(
+        1, ge=1, description="Parts a step's batch is worked through in, to save memory."
+    )
+
+
+class MeshConfig(Section):
+    """How one slice's devices are arranged; slices are an outer data axis."""
+
+    data: int | None = changeable(
+        None, ge=1, description="Whole copies of the student in a slice; unset takes what is left."
+    )
+    fsdp: int = changeable(1, ge=1, description="Devices that share parameters and rows (ZeRO-3).")
+    model: int = changeable(1, ge=1, description="Devices that share each matrix product.")
+
+
+class ClusterConfig(Section):
+    """The machines that the student trains on."""
+
+    accelerator: Literal["cpu", "v4", "v5e", "v5p", "v6e"] = changeable(
+        "cpu", description="`cpu`, or the generation of the TPU slices."
+    )
+    topology: str | None = changeable(
+        None, description="Chips of one TPU slice by dimension, such as `2x2x2`; unset on CPU."
+    )
+    num_slices: int = changeable(1, ge=1, description="Slices (on CPU: always 1).")
+    num_hosts: int = changeable(1, ge=1, description="Student processes, on CPU only.")
+    devices_per_host: int = changeable(
+        1, ge=1, description="JAX devices in each student process, on CPU only."
+    )
+    cpus_per_host: float = changeable(
+        1, ge=0, description="CPUs that Ray books for each student process, on CPU only."
+    )
+
+
+class CheckpointConfig(Section):
+    """When the state is saved, and which saves are kept."""
+
+    every_steps: int = changeable(100, ge=1, description="Steps between two checkpoints.")
+    keep_latest: int = changeable(2, ge=1, description="Newest checkpoints that are kept.")
+    keep_best: int = changeable(
+        1, ge=0, description="Checkpoints kept for the lowest held-out bits per byte."
+    )
+
+
+class EvaluationConfig(Section):
+    """What the evaluation actor does with each committed checkpoint."""
+
+    enabled: bool = changeable(True, description="Evaluate each checkpoint as it is committed.")
+    rows_per_batch: int = changeable(8, ge=1, description="Held-out rows scored at once.")
+    kl_to_teacher: bool = changeable(
+        True, description="In a distilled run, also measure the divergence from the teacher."
+    )
+    cpus: float = changeable(0, ge=0, description="CPUs that Ray books for the evaluator.")
+
+
+class TrackingConfig(Section):
+    """Weights & Biases, as a mirror of the run's own record."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = changeable(
+        "auto", description="`auto` is online where an API key is found and offline elsewhere."
+    )
+    project: str = changeable("stillhouse", min_length=1, description="W&B project.")
+    entity: str | None = changeable(None, description="W&B team or user; unset takes the default.")
+
+
+class RecordConfig(Section):
+    """The run's own record of steps, events and logs."""
+
+    flush_s: float = changeable(
+        5.0, gt=0, description="Longest time that a step's line waits before it is on storage."
+    )
+
+
+class StartFromConfig(Section):
+    """Where a new run's state comes from, instead of a random initialisation."""
+
+    checkpoint: str = Field(description="`RUN`, `RUN@STEP` or a path to a checkpoint.")
+    state: Literal["weights", "all"] = Field(
+        "weights",
+        description="`weights` starts at step 0 from its parameters; `all` forks the other run "
+        "at that step, optimizer and data position included.",
+    )
+
+
+class FaultConfig(Section):
+    """How many faults of each kind a run outlives before it stops and says why."""
+
+    host_died: int = changeable(10, ge=0, description="Student hosts or slices lost.")
+    preempted: int = changeable(100, ge=0, description="Slices taken back by the cloud.")
+    driver_died: int = changeable(10, ge=0, description="Losses of the actor driving an attempt.")
+    evaluator_died: int = changeable(10, ge=0, description="Losses of the evaluation actor.")
+    no_capacity: int = changeable(20, ge=0, description="Attempts that found no room to start.")
+    unknown: int = changeable(3, ge=0, description="Errors of no known kind.")
+
+
+class RunConfig(Section):
+    """One run: a student trained on next tokens or distilled from a teacher."""
+
+    name: str = Field(
+        pattern=NAME_PATTERN,
+        description="The run's name: small letters, digits, `.`, `_` and `-`.",
+    )
+    storage: str = Field(
+        "./stillhouse-runs",
+        min_length=1,
+        description="Folder or URL (`gs://…`) that holds runs, data sets and tokenizers.",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seed of the initialisation, the order and the draws."
+    )
+    steps: int = changeable(ge=1, description="Optimizer steps; the schedule ends with them.")
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type of activations; master weights are always float32."
+    )
+    model: ModelConfig = Field(
+        description="The student: `preset:` names a size, other fields change it."
+    )
+    data: DataConfig = Field(description="Text, tokenizer and rows.")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="The loss.")
+    teacher: TeacherConfig | None = Field(None, description="Needed when distilling.")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The optimizer.")
+    batch: BatchConfig = Field(BatchConfig(), description="The batch.")
+    mesh: MeshConfig = Field(MeshConfig(), description="The mesh of devices.")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="The student's machines.")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoints.")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="Weights & Biases.")
+    record: RecordConfig = Field(RecordConfig(), description="The record.")
+    start_from: StartFromConfig | None = Field(None, description="Weights or a run to start from.")
+    faults: FaultConfig = Field(FaultConfig(), description="Budgets for faults.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_model_preset(cls, values: Any) -> Any:
+        model = values.get("model") if isinstance(values, dict) else None
+        if not isinstance(model, dict) or "preset" not in model:
+            return values
+        changes = dict(model)
+        preset = changes.pop("preset")
+        if preset not in MODEL_PRESETS:
+            # An unknown size is left in place: `extra="forbid"` alone would not say what exists.
+            raise ValueError(
+                f"model.preset: {preset!r} is not a known size; "
+                f"choose one of {', '.join(sorted(MODEL_PRESETS))}"
+            )
+        base = MODEL_PRESETS[preset].model_dump()
+        if "vocab_size" in changes and "num_embeddings" not in changes:
+            base["num_embeddings"] = None
+        return {**values, "model": {**base, **changes}}
+
+    @property
+    def distilled(self) -> bool:
+        return self.objective.kind == "distill"
+
+
+class RecipeConfig(Section):
+    """Several ordinary runs, one after the other on one Ray, compared at the end."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="The recipe's name.")
+    storage: str = Field("./stillhouse-runs", description="Storage of all its runs.")
+    recipe: tuple[str, ...] = Field(min_length=1, description="Presets or files, in order.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="Settings (`a.b: value`) that every run takes."
+    )

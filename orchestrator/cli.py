@@ -1,0 +1,274 @@
+"""The command line: `stillhouse`, or `python -m orchestrator`."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.console import Console
+
+from configs.load import ConfigError, load_config
+from configs.run import RecipeConfig, RunConfig
+from orchestrator import history
+from orchestrator.run_folder import RunFolder, absolute, list_runs
+
+console = Console()
+
+_storage = click.option(
+    "--storage",
+    envvar="STILLHOUSE_STORAGE",
+    default="./stillhouse-runs",
+    show_default=True,
+    help="Folder or URL that holds the runs.",
+)
+_address = click.option(
+    "--address", help="Ray cluster to run on (`auto`, host:port); without it, this machine."
+)
+_settings = click.option(
+    "--set", "settings", multiple=True, metavar="A.B=C", help="Changes one setting; repeatable."
+)
+_run = click.argument("run")
+
+
+class _Group(click.Group):
+    """Turns the errors that are meant for users into one sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from orchestrator.follow import LostRunError
+
+        try:
+            return super().invoke(ctx)
+        except (ConfigError, ValueError, LostRunError) as error:
+            console.print(f"Error: {error}", style="red", markup=False, highlight=False)
+        except OSError as error:
+            console.print(f"Error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="stillhouse")
+def main() -> None:
+    """Trains small language models by distillation from a larger teacher, on Ray and JAX.
+
+    A checkpoint is named RUN, RUN@STEP or by its path.
+    """
+
+
+@main.command()
+@click.argument("source", metavar="PRESET|FILE")
+@_settings
+@_address
+@click.option("--check", is_flag=True, help="Only validate, and print the resolved configuration.")
+def run(source: str, settings: tuple[str, ...], address: str | None, check: bool) -> None:
+    """Starts a run (or a recipe of runs) and follows it to its end."""
+    config = load_config(source, settings)
+    if check:
+        from orchestrator.check import show_check
+
+        show_check(config, source, settings, console)
+        return
+    if isinstance(config, RecipeConfig):
+        from orchestrator.recipe import run_recipe
+
+        sys.exit(run_recipe(config, settings, address, console))
+    sys.exit(_run_one(config, address))
+
+
+def _run_one(config: RunConfig, address: str | None) -> int:
+    from orchestrator.launch import run_folder
+    from orchestrator.recipe import launch_and_follow
+
+    folder = run_folder(config)
+    if folder.exists() and (lease := folder.lease()) is not None:
+        if folder.config() != config:
+            raise ValueError(
+                f"A run {config.name!r} with other settings is under way on {lease['address']}; "
+                f"choose another name, or `stillhouse stop {config.name}` first"
+            )
+        console.print(f"{config.name} is under way already; following it", highlight=False)
+        return _follow(folder)
+    return launch_and_follow(config, address, console)
+
+
+@main.command()
+@_run
+@_settings
+@_address
+@_storage
+def resume(run: str, settings: tuple[str, ...], address: str | None, storage: str) -> None:
+    """Continues a run from its newest checkpoint, with changed settings where that is sound."""
+    from orchestrator.recipe import resume_and_follow
+
+    sys.exit(resume_and_follow(_folder(storage, run), settings, address, console))
+
+
+@main.command()
+@_run
+@_storage
+@click.option("--wait/--no-wait", default=True, help="Wait until the run has stopped.")
+def stop(run: str, storage: str, wait: bool) -> None:
+    """Asks a run to save a checkpoint and end."""
+    folder = _running(storage, run)
+    folder.send({"kind": "stop"})
+    if wait:
+        _follow(folder)
+
+
+@main.command()
+@_run
+@click.option("--teachers", type=click.IntRange(min=1), required=True, help="Teacher replicas.")
+@_storage
+def scale(run: str, teachers: int, storage: str) -> None:
+    """Changes the number of teachers while the run goes on."""
+    folder = _running(storage, run)
+    if not folder.config().distilled:
+        raise ValueError(f"{run} is not distilled: it has no teachers")
+    folder.send({"kind": "scale", "teachers": teachers})
+    console.print(f"{run} is asked to go to {teachers} teachers", highlight=False)
+
+
+@main.command()
+@_run
+@_storage
+@click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+def status(run: str, storage: str, as_json: bool) -> None:
+    """Where a run stands."""
+    from orchestrator.report import status_table
+
+    folder = _folder(storage, run)
+    values = folder.status() or {"name": run, "state": "created"}
+    values["alive"] = folder.lease() is not None
+    if as_json:
+        click.echo(json.dumps(values))
+    else:
+        console.print(status_table(values))
+
+
+def _lines_command(name: str, read: Callable[[str], list[dict[str, Any]]], text: str) -> None:
+    @main.command(name=name, help=text)
+    @_run
+    @_storage
+    def command(run: str, storage: str) -> None:
+        for line in read(_folder(storage, run).url):
+            click.echo(json.dumps(line))
+
+
+_lines_command("log", history.read_steps, "One JSON object per training step, each step once.")
+_lines_command("events", history.read_events, "What happened, when, to whom, as JSON lines.")
+
+
+@main.command()
+@_run
+@_storage
+def logs(run: str, storage: str) -> None:
+    """What the run's processes logged, whatever machine they were on."""
+    from datetime import datetime
+
+    for line in history.read_logs(_folder(storage, run).url):
+        when = datetime.fromtimestamp(line["time_s"]).isoformat(" ", "seconds")
+        click.echo(f"{when} {line['who']} {line['level']} {line['message']}")
+
+
+@main.command()
+@click.argument("checkpoint")
+@_storage
+def evaluate(checkpoint: str, storage: str) -> None:
+    """Judges one checkpoint on its run's held-out text, on this machine."""
+    from orchestrator.evaluate import evaluate_checkpoint
+
+    click.echo(json.dumps(evaluate_checkpoint(checkpoint, absolute(storage))))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True)
+@_storage
+@click.option("--output", help="File to write; by default report.html in the first run's folder.")
+def report(runs: tuple[str, ...], storage: str, output: str | None) -> None:
+    """Writes a page with loss curves and figures of one run, or of several side by side."""
+    from orchestrator.report import comparison_table, write_report
+
+    folders = [_folder(storage, run) for run in runs]
+    console.print(comparison_table(folders))
+    console.print(f"Report: {write_report(folders, output)}", highlight=False, soft_wrap=True)
+
+
+@main.command(name="list")
+@_storage
+def list_command(storage: str) -> None:
+    """All runs below a storage path."""
+    from orchestrator.report import runs_table
+
+    console.print(runs_table(list_runs(absolute(storage))))
+
+
+@main.command()
+@_run
+@_storage
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm(run: str, storage: str, yes: bool) -> None:
+    """Removes a run with its checkpoints; data sets and tokenizers stay."""
+    folder = _folder(storage, run)
+    if folder.lease() is not None:
+        raise ValueError(f"{run} is under way; `stillhouse stop {run}` first")
+    if not yes:
+        click.confirm(f"Remove {folder.url} with all checkpoints?", abort=True)
+    folder.remove()
+
+
+@main.command()
+@click.option("--slices", default=2, show_default=True, type=click.IntRange(min=1))
+@click.option("--topology", default="2x2x2", show_default=True, help="Chips by dimension.")
+@click.option("--accelerator", default="v4", show_default=True)
+def simulate(slices: int, topology: str, accelerator: str) -> None:
+    """Starts a local Ray cluster that looks like TPU slices, until Ctrl-C."""
+    from orchestrator.simulate import simulate_until_interrupted
+
+    simulate_until_interrupted(slices, topology, accelerator, console)
+
+
+@main.command()
+@click.argument("source", metavar="PRESET|FILE")
+@_settings
+@click.option("--address", required=True, help="The cluster's dashboard, http://host:8265.")
+@click.option(
+    "--working-dir", default=".", show_default=True, help="Folder that goes along as the code."
+)
+@click.option("--runtime-env-json", help="More of Ray's runtime environment, as JSON.")
+@click.option("--no-wait", is_flag=True, help="Do not follow the job's output.")
+def submit(
+    source: str,
+    settings: tuple[str, ...],
+    address: str,
+    working_dir: str,
+    runtime_env_json: str | None,
+    no_wait: bool,
+) -> None:
+    """Submits a run as a Ray job; it outlives this terminal."""
+    from orchestrator.submit import submit_run
+
+    environment = json.loads(runtime_env_json or "{}")
+    sys.exit(submit_run(source, settings, address, working_dir, environment, not no_wait, console))
+
+
+def _folder(storage: str, run: str) -> RunFolder:
+    folder = RunFolder(absolute(storage), run)
+    if not folder.exists():
+        known = ", ".join(each.name for each in list_runs(absolute(storage))) or "none"
+        raise ValueError(f"There is no run {run!r} below {absolute(storage)} (runs: {known})")
+    return folder
+
+
+def _running(storage: str, run: str) -> RunFolder:
+    folder = _folder(storage, run)
+    if folder.lease() is None:
+        state = (folder.status() or {}).get("state", "created")
+        raise ValueError(f"{run} is not under way (it is {state})")
+    return folder
+
+
+def _follow(folder: RunFolder) -> int:
+    from orchestrator.follow import follow
+
+    return follow(folder, console)
+

@@ -1,0 +1,408 @@
+"""The run's state machine: what happened goes in, what to do comes out. No effects, no clock.
+
+`TRANSITIONS` is the whole of it as data; `Controller.on` is the one way in. The actor in
+`orchestrator.controller_actor` feeds it and carries out what it says.
+"""
+
+import dataclasses
+import enum
+from typing import Any
+
+from configs.run import RunConfig
+from orchestrator.catalogue import steps_to_delete
+from orchestrator.fault_policy import Failure, FaultKind, GiveUp, cause, decide
+
+MAX_WAITING_EVALUATIONS = 8
+STOP_WITHIN_S = 60.0
+
+
+class State(enum.StrEnum):
+    """Where a run stands."""
+
+    PREPARING = "preparing"
+    STARTING = "starting"
+    TRAINING = "training"
+    RECOVERING = "recovering"
+    STOPPING = "stopping"
+    EVALUATING = "evaluating"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.PREPARING: frozenset({State.STARTING, State.STOPPED, State.FAILED}),
+    State.STARTING: frozenset(
+        {State.TRAINING, State.RECOVERING, State.STOPPING, State.EVALUATING, State.FAILED}
+    ),
+    State.TRAINING: frozenset({State.RECOVERING, State.STOPPING, State.EVALUATING, State.FAILED}),
+    State.RECOVERING: frozenset({State.STARTING, State.STOPPED, State.FAILED}),
+    State.STOPPING: frozenset({State.STOPPED, State.EVALUATING, State.FAILED}),
+    State.EVALUATING: frozenset({State.FINISHED, State.STOPPED}),
+    State.FINISHED: frozenset(),
+    State.STOPPED: frozenset(),
+    State.FAILED: frozenset(),
+}
+
+
+# What can happen.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Tokenizer and rows are there."""
+
+    facts: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """Something without which the run cannot go on, and which no second try mends."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepped:
+    """The students report that they train."""
+
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AttemptFinished:
+    """The gang came to its end by itself."""
+
+    attempt: int
+    step: int
+    digest: str
+    stopped: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AttemptFailed:
+    """The gang is gone."""
+
+    attempt: int
+    failures: tuple[Failure, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Committed:
+    """The complete checkpoints on storage."""
+
+    steps: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """A checkpoint has been judged."""
+
+    step: int
+    bits_per_byte: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationFailed:
+    """The evaluator died (`retry`) or refused the checkpoint."""
+
+    step: int
+    message: str
+    retry: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class StopAsked:
+    """A user wants the run to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleAsked:
+    """A user wants another number of teachers."""
+
+    teachers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ticked:
+    """Time has passed."""
+
+
+Event = (
+    Prepared
+    | Broken
+    | Stepped
+    | AttemptFinished
+    | AttemptFailed
+    | Committed
+    | Evaluated
+    | EvaluationFailed
+    | StopAsked
+    | ScaleAsked
+    | Ticked
+)
+
+
+# What is to be done.
+@dataclasses.dataclass(frozen=True)
+class StartAttempt:
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True)
+class KillAttempt:
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SetTeachers:
+    replicas: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Delete:
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """Everything the run still holds on the cluster is to go."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Say:
+    """An event for the record."""
+
+    event: str
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Action = StartAttempt | KillAttempt | SetTeachers | Evaluate | Delete | Release | Say
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """All that the controller remembers; it survives the controller on storage."""
+
+    state: State = State.PREPARING
+    attempt: int = 0
+    teachers: int = 0
+    facts: dict[str, Any] | None = None
+    stop_asked: bool = False
+    used: dict[str, int] = dataclasses.field(default_factory=dict)
+    relaunch_at_s: float = 0.0
+    kill_at_s: float = 0.0
+    reason: str | None = None
+    digest: str | None = None
+    steps: tuple[int, ...] = ()
+    evaluating: int | None = None
+    evaluated: dict[int, float | None] = dataclasses.field(default_factory=dict)
+    """Bits per byte by step; None where the checkpoint could not be judged."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Snapshot":
+        evaluated = {int(step): value for step, value in values["evaluated"].items()}
+        steps = tuple(values["steps"])
+        state = State(values["state"])
+        return cls(**{**values, "state": state, "steps": steps, "evaluated": evaluated})
+
+
+class Controller:
+    """Decides; the caller acts. `snapshot` is the whole state."""
+
+    def __init__(self, config: RunConfig, snapshot: Snapshot):
+        self._config = config
+        self.snapshot = snapshot
+        self._actions: list[Action] = []
+
+    def on(self, event: Event, now_s: float) -> list[Action]:
+        """Takes in one event and returns what is to be done, in order."""
+        if self.snapshot.state.is_terminal:
+            return []
+        self._actions = []
+        handlers = {
+            Prepared: self._on_prepared,
+            Broken: self._on_broken,
+            Stepped: self._on_stepped,
+            AttemptFinished: self._on_finished,
+            AttemptFailed: self._on_failed,
+            Committed: self._on_committed,
+            Evaluated: self._on_evaluated,
+            EvaluationFailed: self._on_evaluation_failed,
+            StopAsked: self._on_stop,
+            ScaleAsked: self._on_scale,
+            Ticked: lambda event, now_s: None,
+        }
+        handlers[type(event)](event, now_s)
+        self._advance(now_s)
+        return self._actions
+
+    # The handlers take note; `_advance` draws the conclusions.
+
+    def _on_prepared(self, event: Prepared, now_s: float) -> None:
+        self._set(facts=event.facts)
+        self._say("prepared", **event.facts)
+        if self.snapshot.teachers:
+            self._actions.append(SetTeachers(self.snapshot.teachers))
+        self._launch()
+
+    def _on_broken(self, event: Broken, now_s: float) -> None:
+        if self.snapshot.state is not State.EVALUATING:  # the students need nothing any more
+            self._end(State.FAILED, event.reason)
+
+    def _on_stepped(self, event: Stepped, now_s: float) -> None:
+        if event.attempt == self.snapshot.attempt and self.snapshot.state is State.STARTING:
+            self._go(State.TRAINING)
+
+    def _on_finished(self, event: AttemptFinished, now_s: float) -> None:
+        if event.attempt != self.snapshot.attempt:
+            return
+        self._set(digest=event.digest)
+        self._say(
+            "attempt_ended",
+            attempt=event.attempt,
+            step=event.step,
+            digest=event.digest,
+            stopped=event.stopped,
+        )
+        if event.stopped:
+            self._end(State.STOPPED, "stopped on request")
+        else:
+            self._go(State.EVALUATING)
+
+    def _on_failed(self, event: AttemptFailed, now_s: float) -> None:
+        if event.attempt != self.snapshot.attempt:
+            return
+        kind, failure = cause(event.failures)
+        self._say(
+            "attempt_failed",
+            attempt=event.attempt,
+            kind=kind.value,
+            host=failure.host,
+            message=failure.message,
+        )
+        if self.snapshot.stop_asked:
+            self._end(State.STOPPED, "stopped on request; the students had failed meanwhile")
+            return
+        decision = decide(kind, failure.message, self.snapshot.used, self._config.faults)
+        if isinstance(decision, GiveUp):
+            self._end(State.FAILED, decision.reason)
+            return
+        self._use(kind)
+        self._set(relaunch_at_s=now_s + decision.after_s)
+        self._go(State.RECOVERING)
+
+    def _on_committed(self, event: Committed, now_s: float) -> None:
+        self._set(steps=event.steps)
+
+    def _on_evaluated(self, event: Evaluated, now_s: float) -> None:
+        self._judged(event.step, event.bits_per_byte)
+        self._say("evaluated", step=event.step, bits_per_byte=event.bits_per_byte)
+
+    def _on_evaluation_failed(self, event: EvaluationFailed, now_s: float) -> None:
+        self._say("evaluation_failed", step=event.step, message=event.message)
+        kind = FaultKind.EVALUATOR_DIED
+        decision = decide(kind, event.message, self.snapshot.used, self._config.faults)
+        if event.retry and not isinstance(decision, GiveUp):
+            self._use(kind)
+            self._set(evaluating=None)
+        else:
+            self._judged(event.step, None)
+
+    def _on_stop(self, event: StopAsked, now_s: float) -> None:
+        if self.snapshot.stop_asked:
+            return
+        self._set(stop_asked=True)
+        self._say("stop_asked")
+        if self.snapshot.state in (State.STARTING, State.TRAINING):
+            # A gang that has not made a step has nothing to save.
+            grace_s = STOP_WITHIN_S if self.snapshot.state is State.TRAINING else 0.0
+            self._set(kill_at_s=now_s + grace_s)
+            self._go(State.STOPPING)
+        else:
+            self._end(State.STOPPED, "stopped on request")
+
+    def _on_scale(self, event: ScaleAsked, now_s: float) -> None:
+        self._say("scaled", teachers=event.teachers, before=self.snapshot.teachers)
+        self._set(teachers=event.teachers)
+        if self.snapshot.facts is not None:
+            self._actions.append(SetTeachers(event.teachers))
+
+    def _advance(self, now_s: float) -> None:
+        now = self.snapshot
+        if now.state is State.RECOVERING and now_s >= now.relaunch_at_s:
+            self._launch()
+        if now.state is State.STOPPING and now.kill_at_s and now_s >= now.kill_at_s:
+            self._set(kill_at_s=0.0)
+            self._actions.append(KillAttempt(now.attempt))
+        if not now.state.is_terminal:
+            self._evaluate_next()
+            self._retain()
+        if self.snapshot.state is State.EVALUATING and not self._waiting():
+            self._end(State.FINISHED, None)
+
+    def _launch(self) -> None:
+        self._set(attempt=self.snapshot.attempt + 1)
+        self._go(State.STARTING)
+        self._actions.append(StartAttempt(self.snapshot.attempt))
+
+    def _waiting(self) -> list[int]:
+        """Checkpoints that are still to be judged, oldest first."""
+        if not self._config.evaluation.enabled:
+            return []
+        return [step for step in self.snapshot.steps if step not in self.snapshot.evaluated]
+
+    def _evaluate_next(self) -> None:
+        waiting = self._waiting()
+        while len(waiting) > MAX_WAITING_EVALUATIONS:
+            skipped = next(step for step in waiting if step != self.snapshot.evaluating)
+            waiting.remove(skipped)
+            self._set(evaluated={**self.snapshot.evaluated, skipped: None})
+            self._say("evaluation_skipped", step=skipped, waiting=len(waiting))
+        if waiting and self.snapshot.evaluating is None:
+            self._set(evaluating=waiting[0])
+            self._actions.append(Evaluate(waiting[0]))
+
+    def _retain(self) -> None:
+        """Waiting checkpoints are pinned: each is judged before it may go."""
+        judged = {s: v for s, v in self.snapshot.evaluated.items() if v is not None}
+        pinned = set(self._waiting())
+        for step in steps_to_delete(self.snapshot.steps, judged, pinned, self._config.checkpoint):
+            self._set(steps=tuple(s for s in self.snapshot.steps if s != step))
+            self._actions.append(Delete(step))
+
+    def _judged(self, step: int, bits_per_byte: float | None) -> None:
+        evaluating = None if self.snapshot.evaluating == step else self.snapshot.evaluating
+        evaluated = {**self.snapshot.evaluated, step: bits_per_byte}
+        self._set(evaluated=evaluated, evaluating=evaluating)
+
+    def _use(self, kind: FaultKind) -> None:
+        used = self.snapshot.used
+        self._set(used={**used, kind.value: used.get(kind.value, 0) + 1})
+
+    def _end(self, state: State, reason: str | None) -> None:
+        self._set(reason=reason, evaluating=None)
+        self._go(state)
+        self._actions.append(Release())
+
+    def _go(self, state: State) -> None:
+        before = self.snapshot.state
+        assert state in TRANSITIONS[before], f"no way from {before} to {state}"
+        self._set(state=state)
+        self._say("state", state=state.value, before=before.value, reason=self.snapshot.reason)
+
+    def _set(self, **changes: Any) -> None:
+        self.snapshot = dataclasses.replace(self.snapshot, **changes)
+
+    def _say(self, event: str, **details: Any) -> None:
+        self._actions.append(Say(event, details))

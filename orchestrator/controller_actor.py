@@ -1,0 +1,238 @@
+"""The controller as a Ray actor: gathers what happened, carries out what the machine decides.
+
+Named, detached, and restarted by Ray as often as it dies: all it knows lies in the run's
+folder, and all it drives (attempt, teachers) outlives it. No array passes through it.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from typing import Any
+
+import ray
+
+from configs.run import RunConfig
+from orchestrator import catalogue
+from orchestrator import controller as machine
+from orchestrator.controller import Controller, Snapshot, State
+from orchestrator.launch_spec import LaunchSpec
+from orchestrator.run_folder import LEASE_RENEWAL_S, RunFolder
+from orchestrator.run_parts import AttemptPart, EvaluationPart, PreparationPart
+from orchestrator.teacher_pool import TeacherPool, app_name
+from orchestrator.tracking import TrackingPart
+from workers.jobs import TeacherJob
+from workers.record import EventWriter, LogSegments
+from workers.student_host import NAMESPACE, controller_name
+
+TICK_S = 0.2
+LOOK_AT_STORAGE_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=16)
+class ControllerActor:
+    """One run's controller."""
+
+    def __init__(self, spec: LaunchSpec):
+        self._spec = spec
+        self._life = uuid.uuid4().hex[:8]
+        self._folder = RunFolder(spec.storage_url, spec.name)
+        logging.getLogger().addHandler(LogSegments(self._folder.url, f"controller-{self._life}"))
+        self._events = EventWriter(self._folder.url, f"controller-{self._life}")
+        self._config: RunConfig = self._folder.config()
+        self._line: dict[str, Any] = {}
+        self._line_attempt = 0
+        self._looked_at_s = self._renewed_at_s = 0.0
+        self._pool = self._make_pool()
+        self._tracking = TrackingPart(self._folder.url, self._config, spec)
+        self._machine = Controller(self._config, self._load_snapshot())
+        self._preparation = PreparationPart(spec, self._config)
+        self._attempt = AttemptPart(spec, self._config)
+        self._evaluation = EvaluationPart(spec, self._config)
+        self._take_up()
+        threading.Thread(target=self._run, name="controller", daemon=True).start()
+
+    def heartbeat(self, attempt: int, line: dict[str, Any]) -> int:
+        """From the first student host: its newest line. The answer is 1 to ask it to stop."""
+        if line:
+            self._line, self._line_attempt = line, attempt
+        return int(self._machine.snapshot.stop_asked)
+
+    def state(self) -> str:
+        """The run's state."""
+        return self._machine.snapshot.state.value
+
+    # Start and restart.
+
+    def _load_snapshot(self) -> Snapshot:
+        values = self._folder.snapshot()
+        if values is None:
+            return Snapshot(teachers=self._spec.replicas)
+        # Whatever was under way with an evaluator went down with the last life.
+        return Snapshot.from_json({**values, "evaluating": None})
+
+    def _take_up(self) -> None:
+        snapshot = self._machine.snapshot
+        self._folder.write_lease(self._life, self._spec.address)
+        self._events.say("controller_started", life=self._life, state=snapshot.state.value)
+        if snapshot.state is State.PREPARING:
+            self._preparation.start()
+        elif not snapshot.state.is_terminal and self._pool is not None:
+            self._pool.ensure(snapshot.teachers)
+
+    def _make_pool(self) -> TeacherPool | None:
+        if not self._config.distilled:
+            return None
+        assert self._config.teacher is not None and self._spec.teacher_url is not None
+        job = TeacherJob(
+            checkpoint_url=self._spec.teacher_url,
+            config=self._config.teacher,
+            row_length=self._config.data.row_length,
+            compute_dtype=self._config.compute_dtype,
+        )
+        return TeacherPool(app_name(self._spec.run_id), job, self._folder.url, self._spec.code)
+
+    # The loop.
+
+    def _run(self) -> None:
+        try:
+            while not self._machine.snapshot.state.is_terminal:
+                self._turn()
+                time.sleep(TICK_S)
+        except Exception as error:
+            _log.exception("The controller met an error of its own")
+            self._fail(error)
+        self._leave()
+
+    def _turn(self) -> None:
+        now_s = time.time()
+        events = [machine.Ticked(), *self._poll()]
+        look = now_s - self._looked_at_s >= LOOK_AT_STORAGE_S
+        if look or any(isinstance(event, machine.AttemptFinished) for event in events):
+            # Before an end is taken in, its last checkpoint has to be known.
+            self._looked_at_s = now_s
+            events[1:1] = self._look_at_storage()
+        for event in events:
+            self._take_in(event, now_s)
+        if look:
+            self._show()
+        if now_s - self._renewed_at_s >= LEASE_RENEWAL_S:
+            self._renewed_at_s = now_s
+            self._folder.write_lease(self._life, self._spec.address)
+
+    def _poll(self) -> list[machine.Event]:
+        snapshot = self._machine.snapshot
+        events: list[machine.Event] = []
+        if snapshot.state is State.PREPARING:
+            events += self._preparation.poll()
+        if snapshot.state in (State.STARTING, State.TRAINING, State.STOPPING):
+            if self._line_attempt == snapshot.attempt:
+                events.append(machine.Stepped(snapshot.attempt))
+            events += self._attempt.poll(snapshot.attempt)
+        if snapshot.evaluating is not None:
+            events += self._evaluation.poll()
+        if self._pool is not None and (reason := self._pool.failure()):
+            events.append(machine.Broken(reason))
+        return events
+
+    def _look_at_storage(self) -> list[machine.Event]:
+        events: list[machine.Event] = []
+        for name, command in self._folder.commands():
+            events.append(_event_of(command))
+            self._folder.take(name)
+        steps = tuple(catalogue.committed_steps(self._folder.url))
+        if steps != self._machine.snapshot.steps:
+            events.append(machine.Committed(steps))
+        return events
+
+    def _take_in(self, event: machine.Event, now_s: float) -> None:
+        before = self._machine.snapshot
+        actions = self._machine.on(event, now_s)
+        if self._machine.snapshot != before:
+            # What is remembered comes first: an action lost with the controller is made good
+            # by its next life, one done twice might not be.
+            self._folder.write_snapshot(self._machine.snapshot.to_json())
+        for action in actions:
+            self._act(action)
+
+    def _act(self, action: machine.Action) -> None:
+        facts = self._machine.snapshot.facts
+        if isinstance(action, machine.Say):
+            self._events.say(action.event, **action.details)
+        elif isinstance(action, machine.StartAttempt):
+            assert facts is not None
+            self._attempt.start(action.attempt, facts, self._machine.snapshot.steps)
+        elif isinstance(action, machine.KillAttempt):
+            self._attempt.kill(action.attempt)
+        elif isinstance(action, machine.SetTeachers):
+            if self._pool is not None:
+                self._pool.scale(action.replicas)
+        elif isinstance(action, machine.Evaluate):
+            assert facts is not None
+            self._evaluation.start(action.step, facts)
+        elif isinstance(action, machine.Delete):
+            catalogue.delete_checkpoint(self._folder.url, action.step)
+            self._events.say("checkpoint_deleted", step=action.step)
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        """Gives back what the run holds on the cluster."""
+        self._preparation.kill()
+        self._attempt.kill(self._machine.snapshot.attempt)
+        self._evaluation.kill()
+        if self._pool is not None:
+            self._pool.remove()
+
+    def _fail(self, error: Exception) -> None:
+        reason = f"The controller failed: {type(error).__name__}: {error}"
+        self._machine.snapshot = Snapshot.from_json(
+            {**self._machine.snapshot.to_json(), "state": State.FAILED, "reason": reason}
+        )
+        self._folder.write_snapshot(self._machine.snapshot.to_json())
+        self._events.say("state", state="failed", before=None, reason=reason)
+        self._release()
+
+    def _leave(self) -> None:
+        """The end of a run: last words, and this actor itself."""
+        self._show()
+        self._tracking.finish()
+        self._events.close()
+        self._folder.release_lease()
+        me = ray.get_actor(controller_name(self._spec.run_id), NAMESPACE)
+        ray.kill(me, no_restart=True)
+
+    def _show(self) -> None:
+        snapshot = self._machine.snapshot
+        line = self._line if self._line_attempt == snapshot.attempt else {}
+        status = {
+            "name": self._spec.name,
+            "run_id": self._spec.run_id,
+            "state": snapshot.state.value,
+            "reason": snapshot.reason,
+            "attempt": snapshot.attempt,
+            "step": line.get("step"),
+            "num_steps": self._config.steps,
+            "line": line,
+            "preparing": self._preparation.progress(),
+            "teachers": {
+                "wanted": snapshot.teachers,
+                "replicas": self._pool.status() if self._pool is not None else {},
+            },
+            "checkpoints": list(snapshot.steps),
+            "bits_per_byte": {str(s): v for s, v in snapshot.evaluated.items()},
+            "faults": snapshot.used,
+            "digest": snapshot.digest,
+            "time_s": time.time(),
+        }
+        self._folder.write_status(status)
+        self._tracking.gauge(status)
+
+
+def _event_of(command: dict[str, Any]) -> machine.Event:
+    if command["kind"] == "stop":
+        return machine.StopAsked()
+    assert command["kind"] == "scale", f"unknown command {command}"
+    return machine.ScaleAsked(command["teachers"])

@@ -1,0 +1,38 @@
+"""`stillhouse evaluate`: one checkpoint on the held-out rows of its own run, on this machine."""
+
+import dataclasses
+from typing import Any
+
+from configs.load import parse_run
+from orchestrator.launch import find_checkpoint
+from orchestrator.run_folder import RunFolder
+from workers.jobs import EvaluationJob
+from workers.preparer import tokenizer_url
+
+
+def evaluate_checkpoint(name: str, storage_url: str) -> dict[str, Any]:
+    """The evaluation of `RUN`, `RUN@STEP` or a path, as JSON values.
+
+    Raises:
+        LaunchError: there is no such checkpoint.
+        ValueError: its data set or tokenizer is not below `storage_url`.
+    """
+    url, entry = find_checkpoint(name, storage_url)
+    config = parse_run(entry["config"], url)
+    from workers.evaluator import Evaluator
+
+    job = EvaluationJob(
+        storage_url=storage_url,
+        dataset_digest=entry["dataset_digest"],
+        tokenizer_url=tokenizer_url(url),
+        max_rows=config.data.held_out_rows,
+        rows_per_batch=config.evaluation.rows_per_batch,
+        compute_dtype=config.compute_dtype,
+        teacher_url=_teacher_url(config.name, storage_url) if config.distilled else None,
+    )
+    return dataclasses.asdict(Evaluator(job).evaluate(url))
+
+
+def _teacher_url(run: str, storage_url: str) -> str | None:
+    folder = RunFolder(storage_url, run)
+    return folder.identity()["teacher_url"] if folder.exists() else None

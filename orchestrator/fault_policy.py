@@ -1,0 +1,122 @@
+"""What to do after a fault: a pure decision from its kind and what the run has outlived so far."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+from configs.run import FaultConfig
+
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+
+
+class FaultKind(enum.StrEnum):
+    """Kinds of fault, each with a budget of its own."""
+
+    HOST_DIED = "host_died"
+    PREEMPTED = "preempted"
+    DRIVER_DIED = "driver_died"
+    EVALUATOR_DIED = "evaluator_died"
+    NO_CAPACITY = "no_capacity"
+    USER_ERROR = "user_error"
+    UNKNOWN = "unknown"
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """How one host, or the attempt as a whole (`host` None), came to its end."""
+
+    host: int | None
+    error_types: tuple[str, ...]
+    """Class names of the error and of what caused it, outermost first."""
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Relaunch:
+    """Try again after a pause."""
+
+    after_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GiveUp:
+    """Stop the run; `reason` is for the user."""
+
+    reason: str
+
+
+# What a host reports when it is another host that died: never the cause itself.
+_ECHOES = {"JaxRuntimeError", "XlaRuntimeError"}
+_DEATHS = {
+    "WorkerHealthCheckFailedError",
+    "WorkerHealthCheckTimeoutError",
+    "ActorDiedError",
+    "RayActorError",
+    "NodeDiedError",
+    "WorkerCrashedError",
+    "OwnerDiedError",
+    "ActorUnavailableError",
+}
+DRIVER_DIED = "AttemptDriverDied"
+"""Error type of an attempt whose own actor is gone."""
+
+_PREEMPTIONS = {"PreemptionError", "NodePreemptedError"}
+_CAPACITY = {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
+_USER = {
+    "ValueError",
+    "TypeError",
+    "KeyError",
+    "IndexError",
+    "AttributeError",
+    "AssertionError",
+    "ImportError",
+    "ModuleNotFoundError",
+    "NotImplementedError",
+    "FileNotFoundError",
+    "PermissionError",
+    "OSError",
+    "CorruptCheckpointError",
+    "TeacherUnavailableError",
+}
+_ORDER = [
+    ({DRIVER_DIED}, FaultKind.DRIVER_DIED),
+    (_PREEMPTIONS, FaultKind.PREEMPTED),
+    (_USER, FaultKind.USER_ERROR),
+    (_DEATHS, FaultKind.HOST_DIED),
+    (_CAPACITY, FaultKind.NO_CAPACITY),
+]
+
+
+def cause(failures: tuple[Failure, ...]) -> tuple[FaultKind, Failure]:
+    """The fault behind the failures of an attempt's hosts.
+
+    One death makes many errors: the survivors' broken collectives are echoes. What a user has to
+    mend comes before a death, since an error in one host ends the others too.
+    """
+    assert failures, "an attempt that failed says how"
+    for names, kind in _ORDER:
+        for failure in failures:
+            if names.intersection(failure.error_types):
+                return kind, failure
+    for failure in failures:
+        if _ECHOES.intersection(failure.error_types):
+            return FaultKind.HOST_DIED, failure
+    return FaultKind.UNKNOWN, failures[0]
+
+
+def decide(
+    kind: FaultKind, message: str, used: Mapping[str, int], budgets: FaultConfig
+) -> Relaunch | GiveUp:
+    """Whether a fault is outlived. `used` counts the earlier faults by kind."""
+    if kind is FaultKind.USER_ERROR:
+        return GiveUp(message)
+    budget = getattr(budgets, kind.value)
+    count = used.get(kind.value, 0)
+    if count >= budget:
+        times = "once" if count == 0 else f"{count + 1} times"
+        return GiveUp(
+            f"{kind.value} happened {times}, and faults.{kind.value} allows {budget}; "
+            f"the last one: {message}"
+        )
+    return Relaunch(min(_FIRST_PAUSE_S * 2**count, _LONGEST_PAUSE_S) if count else 0.0)

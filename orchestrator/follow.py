@@ -1,0 +1,139 @@
+"""Watches a run from its folder: shows progress, passes on Ctrl-C, tells the end."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from orchestrator.controller import State
+from orchestrator.history import read_events
+from orchestrator.run_folder import LEASE_EXPIRY_S, RunFolder
+
+LOOK_EVERY_S = 0.5
+EXIT_STOPPED = 130
+
+_SHOWN_EVENTS = {
+    "attempt_failed": "attempt {attempt} failed ({kind}): {message}",
+    "teacher_retry": "step {step}: asked for targets again ({reason})",
+    "evaluated": "step {step}: {bits_per_byte:.4f} bits per byte on held-out text",
+    "evaluation_failed": "step {step}: not evaluated: {message}",
+    "scaled": "teachers: {before} → {teachers}",
+}
+
+
+class LostRunError(RuntimeError):
+    """Nobody works on the run any more, though it has not ended."""
+
+
+def follow(folder: RunFolder, console: Console) -> int:
+    """Shows a run until it ends; the exit code tells how.
+
+    The first Ctrl-C (or SIGTERM) asks the run to stop and save; the second leaves at once.
+
+    Raises:
+        LostRunError: the run's controller has been away for too long.
+    """
+    with _asking_to_stop(folder, console), _progress(console) as bar:
+        task = bar.add_task("waiting", total=None)
+        num_events = 0
+        seen_s = time.monotonic()
+        while True:
+            status = folder.status()
+            if status is not None:
+                _update(bar, task, status)
+                num_events = _tell_events(folder, console, num_events)
+                if State(status["state"]).is_terminal and folder.lease() is None:
+                    break
+            if folder.lease() is not None:
+                seen_s = time.monotonic()
+            elif time.monotonic() - seen_s > 2 * LEASE_EXPIRY_S:
+                raise LostRunError(
+                    f"Nothing works on {folder.name} any more; its cluster may be gone. "
+                    f"`stillhouse resume {folder.name}` continues from the last checkpoint"
+                )
+            time.sleep(LOOK_EVERY_S)
+    return _tell_end(folder, status, console)
+
+
+def describe_status(status: dict[str, Any]) -> str:
+    """One line: where a run stands."""
+    line = status["line"]
+    if status["state"] == "preparing":
+        made = status["preparing"] or {}
+        return f"preparing {made.get('what', '')}".rstrip()
+    if not line:
+        return status["state"]
+    rate = line["tokens"] / line["step_s"]
+    wait = sum(line["stall_s"].values()) / line["step_s"]
+    return f"{status['state']} · loss {line['loss']:.3f} · {rate:,.0f} tokens/s · wait {wait:.0%}"
+
+
+def _tell_events(folder: RunFolder, console: Console, num_told: int) -> int:
+    events = read_events(folder.url)
+    for event in events[num_told:]:
+        if event["event"] in _SHOWN_EVENTS:
+            console.print(f"  {_SHOWN_EVENTS[event['event']].format(**event)}", highlight=False)
+    return len(events)
+
+
+def _update(bar: Progress, task: Any, status: dict[str, Any]) -> None:
+    if status["state"] == "preparing" and status["preparing"]:
+        made = status["preparing"]
+        bar.update(task, completed=made["done"], total=made["total"] or None)
+    else:
+        bar.update(task, completed=status["step"] or 0, total=status["num_steps"])
+    bar.update(task, description=f"{status['name']}: {describe_status(status)}")
+
+
+def _tell_end(folder: RunFolder, status: dict[str, Any], console: Console) -> int:
+    name, state = folder.name, State(status["state"])
+    if state is State.FINISHED:
+        console.print(f"{name} finished at step {status['num_steps']}", highlight=False)
+        return 0
+    if state is State.STOPPED:
+        console.print(
+            f"{name} stopped; `stillhouse resume {name}` continues it", highlight=False
+        )
+        return EXIT_STOPPED
+    console.print(f"{name} failed: {status['reason']}", highlight=False, markup=False)
+    console.print(
+        f"`stillhouse logs {name}` has the details; `stillhouse resume {name}` tries again once "
+        f"the cause is mended",
+        highlight=False,
+    )
+    return 1
+
+
+@contextlib.contextmanager
+def _asking_to_stop(folder: RunFolder, console: Console) -> Iterator[None]:
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        folder.send({"kind": "stop"})
+        console.print("Stopping after a checkpoint; once more leaves at once", highlight=False)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        refresh_per_second=4,
+    )

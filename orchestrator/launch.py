@@ -1,0 +1,234 @@
+"""From a configuration to a running controller: checks, names, places, one actor."""
+
+import os
+import time
+import uuid
+from typing import Any
+
+import ray
+
+from configs.checks import layout
+from configs.run import RunConfig
+from orchestrator.catalogue import committed_steps, read_checkpoint_entry
+from orchestrator.launch_spec import LaunchSpec
+from orchestrator.run_folder import RunFolder, absolute
+from workers.code_identity import code_digest, software
+from workers.corpus import list_files
+from workers.storage import exists, join
+from workers.student_host import NAMESPACE, controller_name
+
+_LOCAL_OBJECT_STORE_BYTES = 1 << 30
+
+
+class LaunchError(ValueError):
+    """A run that cannot be started or found; the message says why and what to do."""
+
+
+def connect(address: str | None, num_cpus: float = 1) -> str:
+    """Joins the Ray cluster at `address`, or starts an embedded one that ends with this process.
+
+    Args:
+        num_cpus: what the embedded one has to offer at least; bookings, not cores.
+
+    Returns:
+        The cluster's address.
+
+    Raises:
+        LaunchError: there is no cluster at that address.
+    """
+    if ray.is_initialized():
+        return ray.get_runtime_context().gcs_address
+    common: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
+    if address is None:
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        context = ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
+            include_dashboard=False,
+            object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+            **common,
+        )
+    else:
+        try:
+            context = ray.init(address=address, **common)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise LaunchError(
+                f"--address {address}: no Ray cluster answers there ({first}); start one with "
+                f"`ray start --head`, or leave --address out to run on this machine"
+            ) from error
+    return context.address_info["gcs_address"]
+
+
+def cpus_needed(config: RunConfig) -> float:
+    """CPUs that a run books when all of it runs."""
+    teachers = config.teacher.cpus_per_replica * config.teacher.replicas if config.teacher else 0
+    hosts = layout(config).num_hosts * config.cluster.cpus_per_host
+    return teachers + hosts + config.evaluation.cpus
+
+
+def run_folder(config: RunConfig) -> RunFolder:
+    """The place of a run."""
+    return RunFolder(absolute(config.storage), config.name)
+
+
+def create_run(config: RunConfig) -> RunFolder:
+    """Settles everything that a new run depends on, and makes its folder.
+
+    Raises:
+        LaunchError: the name is taken, or a checkpoint that it starts from does not fit.
+        ValueError: a source of text is empty or missing.
+        OSError: the storage cannot be written.
+    """
+    folder = run_folder(config)
+    if folder.exists():
+        raise LaunchError(_taken(folder))
+    for source in config.data.sources:
+        list_files(source)
+    identity: dict[str, Any] = {
+        "run_id": f"{config.name}-{uuid.uuid4().hex[:8]}",
+        "created_s": time.time(),
+        "software": software(),
+        "teacher_url": None,
+        "teacher_digest": None,
+        "start_url": None,
+        "start_step": 0,
+    }
+    if config.distilled:
+        assert config.teacher is not None
+        url, entry = find_checkpoint(config.teacher.checkpoint, folder.storage_url)
+        _check_teacher(config, url, entry)
+        identity |= {"teacher_url": url, "teacher_digest": entry["params_digest"]}
+    if config.start_from is not None:
+        url, entry = find_checkpoint(config.start_from.checkpoint, folder.storage_url)
+        step = entry["step"] if config.start_from.state == "all" else 0
+        _check_start(config, url, entry)
+        identity |= {"start_url": url, "start_step": step}
+    folder.create(config, identity)
+    return folder
+
+
+def find_checkpoint(name: str, storage_url: str) -> tuple[str, dict[str, Any]]:
+    """The place of `RUN`, `RUN@STEP` or a path, and what the checkpoint says about itself.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    if "/" in name:
+        return _checkpoint_at(absolute(name))
+    run, _, step_text = name.partition("@")
+    folder = RunFolder(storage_url, run)
+    if not folder.exists():
+        raise LaunchError(f"{name}: there is no run {run!r} below {storage_url}")
+    steps = committed_steps(folder.url)
+    if not steps:
+        raise LaunchError(f"{name}: the run {run!r} has no checkpoint yet")
+    if step_text and not (step_text.isdigit() and int(step_text) in steps):
+        shown = ", ".join(str(step) for step in steps)
+        raise LaunchError(f"{name}: no checkpoint of step {step_text}; there are {shown}")
+    step = int(step_text) if step_text else steps[-1]
+    url = join(folder.url, "checkpoints", f"{step:08d}")
+    return url, read_checkpoint_entry(folder.url, step)
+
+
+def _checkpoint_at(url: str) -> tuple[str, dict[str, Any]]:
+    if not exists(url):
+        raise LaunchError(f"{url}: there is nothing there")
+    import dataclasses
+
+    from workers.checkpoint import read_meta
+
+    try:
+        return url, dataclasses.asdict(read_meta(url))
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
+
+
+def start_controller(folder: RunFolder, address: str) -> Any:
+    """Starts the controller of a run on the connected cluster, or finds it running.
+
+    Raises:
+        LaunchError: another controller holds the run's lease.
+    """
+    identity, config = folder.identity(), folder.config()
+    lease = folder.lease()
+    if lease is not None and lease["address"] != address:
+        raise LaunchError(
+            f"{folder.name} is being worked on from {lease['address']}; stop it there with "
+            f"`stillhouse stop {folder.name}`, or wait 20 s if that cluster is gone"
+        )
+    spec = LaunchSpec(
+        name=folder.name,
+        run_id=identity["run_id"],
+        storage_url=folder.storage_url,
+        run_url=folder.url,
+        address=address,
+        code=code_digest(),
+        replicas=config.teacher.replicas if config.teacher else 0,
+        teacher_url=identity["teacher_url"],
+        teacher_digest=identity["teacher_digest"],
+        start_url=identity["start_url"],
+        start_step=identity["start_step"],
+    )
+    from orchestrator.controller_actor import ControllerActor
+
+    controller = ControllerActor.options(
+        name=controller_name(spec.run_id),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+    ).remote(spec)
+    ray.get(controller.state.remote())
+    return controller
+
+
+def _taken(folder: RunFolder) -> str:
+    status = folder.status() or {}
+    state = status.get("state", "unknown")
+    if state == "finished":
+        hint = f"`stillhouse report {folder.name}` shows it"
+    else:
+        hint = f"`stillhouse resume {folder.name}` continues it"
+    return (
+        f"The run {folder.name!r} exists below {folder.storage_url} ({state}): {hint}, "
+        f"`stillhouse rm {folder.name}` removes it, `--set name=…` starts another"
+    )
+
+
+def _check_teacher(config: RunConfig, url: str, entry: dict[str, Any]) -> None:
+    model = entry["config"]["model"]
+    faults = []
+    if model["vocab_size"] != config.model.vocab_size:
+        faults.append(
+            f"it has a vocabulary of {model['vocab_size']}, the student one of "
+            f"{config.model.vocab_size} (model.vocab_size)"
+        )
+    if model["context_length"] < config.data.row_length:
+        faults.append(
+            f"its context is {model['context_length']} tokens, rows have "
+            f"{config.data.row_length} (data.row_length)"
+        )
+    if faults:
+        raise LaunchError(f"teacher.checkpoint: {url} does not fit: {'; '.join(faults)}")
+
+
+def _check_start(config: RunConfig, url: str, entry: dict[str, Any]) -> None:
+    if entry["config"]["model"] != config.model.model_dump(mode="json"):
+        raise LaunchError(
+            f"start_from.checkpoint: {url} holds a model of other sizes than `model:` describes"
+        )
+    if config.start_from is not None and config.start_from.state == "all":
+        if entry["step"] >= config.steps:
+            raise LaunchError(
+                f"start_from.checkpoint: {url} is at step {entry['step']}, and steps={config.steps}"
+            )
+        rows = entry["config"]["batch"]["rows"]
+        if rows != config.batch.rows:
+            raise LaunchError(
+                f"start_from.checkpoint: a fork goes on at the same place of the data, so "
+                f"batch.rows has to stay {rows}"
+            )

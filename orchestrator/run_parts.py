@@ -1,0 +1,234 @@
+"""What the controller drives, each part behind `start`, `poll` and `kill` that return at once."""
+
+import os
+import shutil
+import tempfile
+from typing import Any
+
+import ray
+
+from configs.run import RunConfig
+from orchestrator import controller as machine
+from orchestrator.attempt import attempt_name, remove_leftover_placement_groups, start_attempt
+from orchestrator.fault_policy import DRIVER_DIED, Failure
+from orchestrator.launch_spec import LaunchSpec
+from orchestrator.run_folder import RunFolder
+from orchestrator.teacher_pool import app_name
+from workers.evaluator_actor import EvaluatorActor
+from workers.jobs import EvaluationJob, StartPoint, StudentJob
+from workers.preparer import prepare
+from workers.storage import join
+from workers.student_host import NAMESPACE
+
+_CPU = {"env_vars": {"JAX_PLATFORMS": "cpu"}}
+
+
+class PreparationPart:
+    """Tokenizer and rows, made by a task on some node."""
+
+    def __init__(self, spec: LaunchSpec, config: RunConfig):
+        self._spec, self._config = spec, config
+        self._actor: Any = None
+        self._result: Any = None
+        self._progress: Any = None
+        self._last: dict[str, Any] | None = None
+
+    def start(self) -> None:
+        self._actor = _Preparer.options(runtime_env=_CPU).remote()
+        self._result = self._actor.prepare.remote(self._spec, self._config)
+
+    def poll(self) -> list[machine.Event]:
+        if self._result is None or not ray.wait([self._result], timeout=0)[0]:
+            return []
+        try:
+            facts = ray.get(self._result)
+        except ray.exceptions.RayTaskError as error:
+            return [machine.Broken(str(error.cause))]
+        except ray.exceptions.RayActorError:
+            self.start()  # what it had made is found again
+            return []
+        self.kill()
+        return [machine.Prepared(facts)]
+
+    def progress(self) -> dict[str, Any] | None:
+        """What is being made, and how far it is; None when nothing is."""
+        if self._actor is None:
+            return None
+        if self._progress is None:
+            self._progress = self._actor.progress.remote()
+        elif ray.wait([self._progress], timeout=0)[0]:
+            try:
+                self._last = ray.get(self._progress)
+            except ray.exceptions.RayError:
+                self._last = None
+            self._progress = None
+        return self._last
+
+    def kill(self) -> None:
+        if self._actor is not None:
+            ray.kill(self._actor)
+        self._actor = self._result = self._progress = self._last = None
+
+
+@ray.remote(num_cpus=0, max_concurrency=2)
+class _Preparer:
+    def __init__(self) -> None:
+        self._state: dict[str, Any] = {}
+
+    def prepare(self, spec: LaunchSpec, config: RunConfig) -> dict[str, Any]:
+        facts = prepare(
+            config.data,
+            config.model.vocab_size,
+            spec.storage_url,
+            spec.run_url,
+            spec.teacher_url,
+            num_workers=min(8, os.cpu_count() or 1),
+            progress=self._note,
+        )
+        return vars(facts)
+
+    def progress(self) -> dict[str, Any]:
+        return self._state
+
+    def _note(self, what: str, done: int, total: int) -> None:
+        self._state = {"what": what, "done": done, "total": total}
+
+
+class AttemptPart:
+    """The gang of students, behind the actor that drives it."""
+
+    def __init__(self, spec: LaunchSpec, config: RunConfig):
+        self._spec, self._config = spec, config
+        self._folder = RunFolder(spec.storage_url, spec.name)
+        self._driver: Any = None
+        self._outcome: Any = None
+
+    def start(self, attempt: int, facts: dict[str, Any], steps: tuple[int, ...]) -> None:
+        """Launches an attempt from the newest checkpoint, or from where the run begins."""
+        job = StudentJob(
+            config=self._config,
+            storage_url=self._spec.storage_url,
+            run_url=self._spec.run_url,
+            attempt=attempt,
+            start=self._start_point(steps),
+            dataset_digest=facts["dataset_digest"],
+            tokenizer_digest=facts["tokenizer_digest"],
+            teacher_digest=self._spec.teacher_digest,
+        )
+        payload = {
+            "job": job,
+            "run_id": self._spec.run_id,
+            "app": app_name(self._spec.run_id),
+            "code": self._spec.code,
+        }
+        self._driver = start_attempt(self._spec.run_id, attempt, payload, self._scratch())
+        self._outcome = None
+
+    def poll(self, attempt: int) -> list[machine.Event]:
+        name = attempt_name(self._spec.run_id, attempt)
+        try:
+            if self._driver is None:
+                self._driver = ray.get_actor(name, NAMESPACE)
+            if self._outcome is None:
+                self._outcome = self._driver.outcome.remote()
+            if not ray.wait([self._outcome], timeout=0)[0]:
+                return []
+            ended, failures = ray.get(self._outcome)
+            self._outcome = None
+        except (ray.exceptions.RayActorError, ValueError):
+            ended = True
+            message = "The actor that drives the students is gone"
+            failures = (Failure(None, (DRIVER_DIED,), message),)
+        if not ended:
+            return []
+        self.kill(attempt)
+        finish = self._folder.finish(attempt)
+        if finish is not None:
+            return [
+                machine.AttemptFinished(
+                    attempt, finish["step"], finish["digest"], finish["stopped"]
+                )
+            ]
+        if not failures:
+            failures = (Failure(None, (), "The students ended without a result"),)
+        return [machine.AttemptFailed(attempt, failures)]
+
+    def kill(self, attempt: int) -> None:
+        """Ends the attempt's actor, and with it the gang, and frees what it had reserved."""
+        try:
+            driver = ray.get_actor(attempt_name(self._spec.run_id, attempt), NAMESPACE)
+        except ValueError:
+            pass  # it is gone already
+        else:
+            ray.kill(driver)
+        remove_leftover_placement_groups()
+        shutil.rmtree(self._scratch(), ignore_errors=True)
+        self._driver = self._outcome = None
+
+    def _start_point(self, steps: tuple[int, ...]) -> StartPoint:
+        if steps:
+            step = max(steps)
+            url = join(self._spec.run_url, "checkpoints", f"{step:08d}")
+            return StartPoint("resume", url, step)
+        if self._config.start_from is None:
+            return StartPoint("fresh")
+        if self._config.start_from.state == "all":
+            return StartPoint("fork", self._spec.start_url, self._spec.start_step)
+        return StartPoint("weights", self._spec.start_url)
+
+    def _scratch(self) -> str:
+        """Ray Train keeps a registry of its own; nothing in it has to survive."""
+        return os.path.join(tempfile.gettempdir(), f"stillhouse-train-{self._spec.run_id}")
+
+
+class EvaluationPart:
+    """The evaluation actor, kept from one checkpoint to the next."""
+
+    def __init__(self, spec: LaunchSpec, config: RunConfig):
+        self._spec, self._config = spec, config
+        self._folder = RunFolder(spec.storage_url, spec.name)
+        self._actor: Any = None
+        self._result: Any = None
+        self._step = 0
+
+    def start(self, step: int, facts: dict[str, Any]) -> None:
+        if self._actor is None:
+            self._actor = self._start_actor(facts)
+        url = join(self._spec.run_url, "checkpoints", f"{step:08d}")
+        self._step = step
+        self._result = self._actor.evaluate.remote(url)
+
+    def poll(self) -> list[machine.Event]:
+        if self._result is None or not ray.wait([self._result], timeout=0)[0]:
+            return []
+        result, self._result = self._result, None
+        try:
+            evaluation = ray.get(result)
+        except ray.exceptions.RayTaskError as error:
+            return [machine.EvaluationFailed(self._step, str(error.cause), retry=False)]
+        except ray.exceptions.RayActorError as error:
+            self._actor = None
+            return [machine.EvaluationFailed(self._step, str(error), retry=True)]
+        self._folder.write_evaluation(evaluation)
+        return [machine.Evaluated(self._step, evaluation["bits_per_byte"])]
+
+    def kill(self) -> None:
+        if self._actor is not None:
+            ray.kill(self._actor)
+        self._actor = self._result = None
+
+    def _start_actor(self, facts: dict[str, Any]) -> Any:
+        job = EvaluationJob(
+            storage_url=self._spec.storage_url,
+            dataset_digest=facts["dataset_digest"],
+            tokenizer_url=join(self._spec.run_url, "tokenizer.model"),
+            max_rows=self._config.data.held_out_rows,
+            rows_per_batch=self._config.evaluation.rows_per_batch,
+            compute_dtype=self._config.compute_dtype,
+            teacher_url=self._spec.teacher_url if self._config.evaluation.kl_to_teacher else None,
+        )
+        actor = ray.remote(num_cpus=self._config.evaluation.cpus)(EvaluatorActor)
+        name = f"evaluator-{self._spec.run_id}"
+        return actor.options(runtime_env=_CPU, name=name, namespace=NAMESPACE).remote(
+            job, self._spec.run_url, self._spec.code
+        )

@@ -1,0 +1,55 @@
+"""`stillhouse submit`: a run as a Ray job, which outlives the terminal."""
+
+import asyncio
+import shlex
+from typing import Any
+
+from rich.console import Console
+
+from configs.load import load_config
+
+
+def submit_run(
+    source: str,
+    settings: tuple[str, ...],
+    address: str,
+    working_dir: str,
+    runtime_env: dict[str, Any],
+    wait: bool,
+    console: Console,
+) -> int:
+    """Submits `python -m orchestrator run …` and, with `wait`, shows its output to the end.
+
+    `source` is a preset, or a file below `working_dir`, named as it is from there.
+
+    Raises:
+        ConfigError: the configuration is faulty; nothing is submitted.
+        ConnectionError: no cluster answers at `address`.
+    """
+    load_config(source, settings)
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(address)
+    command = ["python", "-m", "orchestrator", "run", source, "--address", "auto"]
+    for setting in settings:
+        command += ["--set", setting]
+    environment = {"excludes": ["/.venv", "/.git", "/stillhouse-runs"], **runtime_env}
+    job = client.submit_job(
+        entrypoint=shlex.join(command),
+        runtime_env={"working_dir": working_dir, **environment},
+    )
+    console.print(
+        f"Job {job}: `ray job logs {job} --address {address}` shows it, "
+        f"`ray job stop {job} --address {address}` lets it save and stop",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not wait:
+        return 0
+
+    async def show() -> None:
+        async for text in client.tail_job_logs(job):
+            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+
+    asyncio.run(show())
+    return 0 if str(client.get_job_status(job)) == "SUCCEEDED" else 1

@@ -1,0 +1,120 @@
+"""The teachers of one run, as a Ray Serve application of their own."""
+
+import threading
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import ProxyLocation
+
+from configs.run import TeacherConfig
+from workers.jobs import TeacherJob
+
+DEPLOYMENT = "teacher"
+
+
+def app_name(run_id: str) -> str:
+    """Name of a run's Serve application. Others on the cluster are never touched."""
+    return f"teachers-{run_id}"
+
+
+class TeacherPool:
+    """Deploys, scales and removes the replicas; only `remove` waits."""
+
+    def __init__(self, app: str, job: TeacherJob, run_url: str, code: str):
+        self._app, self._job, self._run_url, self._code = app, job, run_url, code
+        self._lock = threading.Lock()
+        self._wanted = 0
+        self._removed = False
+        self._failure: str | None = None
+
+    def ensure(self, replicas: int) -> None:
+        """After a restart: so many replicas, unless the pool is there already."""
+        if not self.status():
+            self.scale(replicas)
+
+    def scale(self, replicas: int) -> None:
+        """Asks for so many replicas; those that run go on running."""
+        self._wanted = replicas
+        threading.Thread(target=self._apply, name="teacher-pool", daemon=True).start()
+
+    def failure(self) -> str | None:
+        """Why the pool cannot serve at all, as far as it is known."""
+        return self._failure
+
+    def status(self) -> dict[str, int]:
+        """Replicas by state, such as RUNNING or STARTING; {} where there is no pool."""
+        try:
+            application = serve.status().applications.get(self._app)
+        except ray.exceptions.RayError:
+            return {}  # Serve's controller is on its way back
+        if application is None or DEPLOYMENT not in application.deployments:
+            return {}
+        states = application.deployments[DEPLOYMENT].replica_states
+        return {str(getattr(state, "value", state)): count for state, count in states.items()}
+
+    def remove(self) -> None:
+        """Takes the application down and returns when it is gone."""
+        with self._lock:
+            self._removed = True
+            if self._app in serve.status().applications:
+                serve.delete(self._app)
+
+    def _apply(self) -> None:
+        with self._lock:
+            if self._removed:
+                return
+            try:
+                if self._app in serve.status().applications:
+                    self._set_replicas(self._wanted)
+                else:
+                    self._deploy(self._wanted)
+            except Exception as error:
+                self._failure = f"The teachers cannot be served: {error}"
+
+    def _deploy(self, replicas: int) -> None:
+        serve.start(proxy_location=ProxyLocation.Disabled)
+        serve.run(
+            self._application(replicas),
+            name=self._app,
+            route_prefix=None,
+            external_scaler_enabled=True,
+        )
+
+    def _set_replicas(self, replicas: int) -> None:
+        """What Serve's own scaling endpoint does. Deploying anew would restart every replica."""
+        from ray.serve._private.common import DeploymentID
+        from ray.serve.context import _get_global_client
+
+        client = _get_global_client()
+        assert client is not None, "the application is up"
+        deployment = DeploymentID(name=DEPLOYMENT, app_name=self._app)
+        ray.get(client._controller.update_deployment_replicas.remote(deployment, replicas))
+
+    def _application(self, replicas: int) -> Any:
+        from workers.serve_teacher import TeacherReplica
+
+        config: TeacherConfig = self._job.config
+        deployment = serve.deployment(
+            name=DEPLOYMENT,
+            num_replicas=replicas,
+            # Enough for every student host to have all its prefetched steps asked for.
+            max_ongoing_requests=1024,
+            ray_actor_options=_actor_options(config),
+            health_check_period_s=5,
+            health_check_timeout_s=30,
+            graceful_shutdown_timeout_s=0,
+        )(TeacherReplica)
+        return deployment.bind(self._job, self._run_url, self._code)
+
+
+def _actor_options(config: TeacherConfig) -> dict[str, Any]:
+    if config.tpus_per_replica:
+        return {
+            "num_cpus": config.cpus_per_replica,
+            "resources": {"TPU": config.tpus_per_replica},
+        }
+    return {
+        "num_cpus": config.cpus_per_replica,
+        "runtime_env": {"env_vars": {"JAX_PLATFORMS": "cpu"}},
+    }

@@ -1,0 +1,126 @@
+"""Weights & Biases as a mirror of the run's record. Whatever happens to it, the run goes on."""
+
+import logging
+import os
+from typing import Any
+
+import ray
+
+from configs.run import RunConfig, TrackingConfig
+from orchestrator.history import new_steps
+from orchestrator.launch_spec import LaunchSpec
+from orchestrator.run_folder import RunFolder
+from workers.record import LogSegments
+
+_log = logging.getLogger(__name__)
+
+
+class TrackingPart:
+    """The controller's side: starts the mirror, tells it when to look, never waits for it."""
+
+    def __init__(self, run_url: str, config: RunConfig, spec: LaunchSpec):
+        self._actor: Any = None
+        if config.tracking.wandb != "off":
+            self._actor = _Mirror.remote(spec, config)
+
+    def gauge(self, status: dict[str, Any]) -> None:
+        """A new state of things, to be mirrored with the steps since."""
+        if self._actor is not None:
+            self._actor.mirror.remote(status)
+
+    def finish(self) -> None:
+        """Waits a little for the last words; what W&B does not take by then stays in the record."""
+        if self._actor is None:
+            return
+        try:
+            ray.get(self._actor.finish.remote(), timeout=20)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            _log.warning("W&B did not finish: %s", error)
+        ray.kill(self._actor)
+
+
+def wandb_mode(config: TrackingConfig, has_key: bool) -> str:
+    """`online` or `offline`, from the setting and whether an API key is found."""
+    if config.wandb == "auto":
+        return "online" if has_key else "offline"
+    return config.wandb
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
+class _Mirror:
+    """Tails the record into one W&B run, under the run's own id across all restarts."""
+
+    def __init__(self, spec: LaunchSpec, config: RunConfig):
+        logging.getLogger().addHandler(LogSegments(spec.run_url, "wandb"))
+        self._folder = RunFolder(spec.storage_url, spec.name)
+        self._spec, self._config = spec, config
+        self._seen: set[str] = set()
+        position = self._folder.tracking()
+        self._last_step = position["step"]
+        self._evaluated = set(position["evaluated"])
+        self._run: Any = None
+        try:
+            self._run = self._init()
+        except Exception:
+            _log.exception("W&B could not be started; the run goes on without it")
+
+    def mirror(self, status: dict[str, Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            self._mirror(status)
+        except Exception:
+            _log.exception("W&B did not take the newest lines; they stay in the record")
+
+    def finish(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+    def _init(self) -> Any:
+        import wandb
+
+        tracking = self._config.tracking
+        has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+        run = wandb.init(
+            id=self._spec.run_id,
+            name=self._spec.name,
+            resume="allow",
+            project=tracking.project,
+            entity=tracking.entity,
+            config=self._config.model_dump(mode="json"),
+            mode=wandb_mode(tracking, has_key),  # pyright: ignore[reportArgumentType]
+            dir=self._folder.wandb_dir(),
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+        run.define_metric("train/step")
+        run.define_metric("*", step_metric="train/step")
+        return run
+
+    def _mirror(self, status: dict[str, Any]) -> None:
+        for line in new_steps(self._spec.run_url, self._seen):
+            if line["step"] > self._last_step:
+                self._run.log(_train_metrics(line))
+                self._last_step = line["step"]
+        for evaluation in self._folder.evaluations():
+            if evaluation["step"] not in self._evaluated:
+                self._run.log(_evaluation_metrics(evaluation))
+                self._evaluated.add(evaluation["step"])
+        replicas = status["teachers"]["replicas"]
+        gauges = {f"teachers/{state.lower()}": count for state, count in replicas.items()}
+        if gauges:
+            wanted = {"teachers/wanted": status["teachers"]["wanted"]}
+            self._run.log({"train/step": self._last_step, **gauges, **wanted})
+        self._folder.write_tracking({"step": self._last_step, "evaluated": list(self._evaluated)})
+
+
+def _train_metrics(line: dict[str, Any]) -> dict[str, float]:
+    names = ("step", "loss", "kd_loss", "ce_loss", "lr", "grad_norm", "tokens", "step_s")
+    metrics = {f"train/{name}": line[name] for name in names if line[name] is not None}
+    stalls = {f"stall/{part}_s": value for part, value in line["stall_s"].items()}
+    return {**metrics, **stalls, "train/tokens_per_s": line["tokens"] / line["step_s"]}
+
+
+def _evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
+    names = ("loss", "bits_per_byte", "kl_to_teacher")
+    metrics = {f"held_out/{n}": evaluation[n] for n in names if evaluation[n] is not None}
+    return {"train/step": evaluation["step"], **metrics}

@@ -1,0 +1,249 @@
+"""Checkpoints: Orbax behind one thin module, with a catalogue entry and a verified digest.
+
+A checkpoint of step s is the folder `checkpoints/<s>/`, which Orbax commits as a whole, and
+then the entry `checkpoints/<s>.json`. Only what has an entry counts: a folder without one was
+cut off before its commit, and is written anew. Whoever deletes takes the entry first.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+
+from configs.run import RunConfig
+from model.config import ModelConfig
+from model.sharding import param_shardings
+from model.transformer import init_params
+from workers.code_identity import software
+from workers.digest import state_digest
+from workers.storage import exists, join, read_json, write_json
+from workers.train_step import Params, TrainState, init_state, state_shardings
+
+FORMAT_VERSION = 1
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointMeta:
+    """What a checkpoint says about itself."""
+
+    step: int
+    data_position: int
+    """Rows of the global stream that the state has seen."""
+    params_digest: str
+    optimizer_digest: str
+    config: dict[str, Any]
+    software: dict[str, str]
+    tokenizer_digest: str
+    dataset_digest: str
+    teacher_digest: str | None
+    attempt: int
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig.model_validate(self.config["model"])
+
+    @property
+    def digest(self) -> str:
+        """Digest of the whole state: parameters and optimizer."""
+        return f"{self.params_digest}-{self.optimizer_digest}"
+
+
+class CorruptCheckpointError(RuntimeError):
+    """The bytes of a checkpoint are not those that were saved."""
+
+
+def checkpoint_url(run_url: str, step: int) -> str:
+    return join(run_url, FOLDER, f"{step:08d}")
+
+
+def entry_url(run_url: str, step: int) -> str:
+    return checkpoint_url(run_url, step) + ".json"
+
+
+def describe(
+    state: TrainState,
+    config: RunConfig,
+    *,
+    tokenizer_digest: str,
+    dataset_digest: str,
+    teacher_digest: str | None,
+    attempt: int,
+) -> CheckpointMeta:
+    """What a checkpoint of `state` will say; computes the digests on the devices."""
+    step = int(state.step)
+    return CheckpointMeta(
+        step=step,
+        data_position=step * config.batch.rows,
+        params_digest=state_digest(state.params),
+        optimizer_digest=state_digest(_optimizer_part(state)),
+        config=config.model_dump(mode="json"),
+        software=software(),
+        tokenizer_digest=tokenizer_digest,
+        dataset_digest=dataset_digest,
+        teacher_digest=teacher_digest,
+        attempt=attempt,
+    )
+
+
+class CheckpointWriter:
+    """Saves asynchronously, one at a time; all processes of the gang call it alike."""
+
+    def __init__(self, run_url: str, on_commit: Callable[[CheckpointMeta], None]):
+        self._run_url = run_url
+        self._on_commit = on_commit
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState, meta: CheckpointMeta) -> None:
+        """Starts to save `state`; returns when its arrays are copied off the devices.
+
+        Waits for the save before, and raises what that one met.
+        """
+        self.wait()
+        response = ocp.save_checkpointables_async(
+            checkpoint_url(self._run_url, meta.step),
+            {"params": state.params, "optimizer": _optimizer_part(state)},
+            overwrite=True,
+            custom_metadata=dataclasses.asdict(meta),
+        )
+        self._pending = Future()
+        threading.Thread(
+            target=self._commit, args=(response, meta, self._pending), name="commit"
+        ).start()
+
+    def wait(self) -> None:
+        """Returns when the last save is committed. Raises what it met."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _commit(self, response: Any, meta: CheckpointMeta, pending: Future[None]) -> None:
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                write_json(entry_url(self._run_url, meta.step), dataclasses.asdict(meta))
+                self._on_commit(meta)
+        except BaseException as error:
+            pending.set_exception(error)
+        else:
+            pending.set_result(None)
+
+
+def read_meta(url: str) -> CheckpointMeta:
+    """Reads what the checkpoint at `url` says about itself.
+
+    Raises:
+        ValueError: there is none, or its format is not this one.
+    """
+    if not exists(join(url, "commit_success.txt")):
+        raise ValueError(f"There is no complete checkpoint at {url}")
+    values = ocp.checkpointables_metadata(url).custom_metadata
+    if not isinstance(values, dict) or "format_version" not in values:
+        raise ValueError(f"{url} is an Orbax checkpoint, but not one of Stillhouse")
+    if values["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{url} has checkpoint format {values['format_version']}; this version reads "
+            f"{FORMAT_VERSION}: use the release that wrote it"
+        )
+    return CheckpointMeta(**values)
+
+
+def restore_state(url: str, config: RunConfig, mesh: Mesh) -> TrainState:
+    """The whole state at `url`, laid out on `mesh`, verified against its digest.
+
+    Raises:
+        ValueError: another model or optimizer than `config` has.
+        CorruptCheckpointError: the bytes have changed since they were saved.
+    """
+    meta = read_meta(url)
+    shapes = jax.eval_shape(lambda: init_state(config, 0))
+    template = jax.tree.map(_placed, shapes, state_shardings(config, mesh))
+    loaded = _load(url, {"params": template.params, "optimizer": _optimizer_part(template)})
+    state = TrainState(loaded["params"], **loaded["optimizer"])
+    _verify(url, "parameters", state.params, meta.params_digest)
+    _verify(url, "optimizer", _optimizer_part(state), meta.optimizer_digest)
+    return state
+
+
+def load_params(url: str, mesh: Mesh | None = None) -> tuple[ModelConfig, Params]:
+    """The parameters alone, on `mesh` (default: the first local device), verified.
+
+    Raises: as `restore_state`.
+    """
+    meta = read_meta(url)
+    model = meta.model
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    if mesh is None:
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings: Any = jax.tree.map(lambda _: place, shapes)
+    else:
+        shardings = param_shardings(shapes, mesh)
+    params = _load(url, {"params": jax.tree.map(_placed, shapes, shardings)})["params"]
+    _verify(url, "parameters", params, meta.params_digest)
+    return model, params
+
+
+def replicated_step(step: int, mesh: Mesh) -> jax.Array:
+    """The step counter of a state that starts from another run's weights."""
+    return jax.device_put(jnp.int32(step), NamedSharding(mesh, PartitionSpec()))
+
+
+def read_entry(run_url: str, step: int) -> CheckpointMeta:
+    """The catalogue's entry of a step. Raises FileNotFoundError if there is none."""
+    return CheckpointMeta(**read_json(entry_url(run_url, step)))
+
+
+def _optimizer_part(state: TrainState) -> dict[str, Any]:
+    return {"opt_state": state.opt_state, "step": state.step}
+
+
+def _placed(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _load(url: str, template: dict[str, Any]) -> dict[str, Any]:
+    """Loads what `template` names, after comparing names, shapes and types with what lies there.
+
+    Orbax would cast silently, and calls a wrong shape an incompatible handler.
+    """
+    saved = ocp.checkpointables_metadata(url).metadata
+    for item, tree in template.items():
+        there = _leaves(saved[item])
+        wanted = _leaves(tree)
+        for name in sorted(there.keys() | wanted.keys()):
+            if there.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"{url}: {item} {name} is {_shown(there.get(name))}, but this configuration "
+                    f"needs {_shown(wanted.get(name))}; it was saved by another model or optimizer"
+                )
+    return ocp.load_checkpointables(url, template)
+
+
+def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    # Containers come back as dicts and lists: their order, not their names, is what holds.
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (
+            tuple(leaf.shape),
+            jnp.dtype(leaf.dtype).name,
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _shown(leaf: tuple[tuple[int, ...], str] | None) -> str:
+    return "missing" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
+
+
+def _verify(url: str, what: str, tree: Any, digest: str) -> None:
+    if (found := state_digest(tree)) != digest:
+        raise CorruptCheckpointError(
+            f"The {what} in {url} have digest {found}, but {digest} was saved: the files are "
+            f"damaged; resume from another step"
+        )

@@ -1,0 +1,129 @@
+"""Judges a checkpoint on held-out rows. Runs without Ray."""
+
+import dataclasses
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from model.losses import full_kl, next_token_loss
+from model.tokenizer import Tokenizer
+from model.transformer import hidden_states, unembed
+from workers.cache import cache_dir
+from workers.checkpoint import load_params, read_meta
+from workers.jobs import EvaluationJob
+from workers.rows import RowReader, batch_arrays
+from workers.storage import read_bytes
+from workers.train_step import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How good a checkpoint is on held-out text."""
+
+    step: int
+    loss: float
+    """Nats per labelled token, ends of documents included."""
+    bits_per_byte: float
+    """Bits of all labelled tokens over the UTF-8 bytes that they stand for."""
+    kl_to_teacher: float | None
+    """Nats per token, KL(teacher ‖ student) over the whole vocabulary."""
+    num_tokens: int
+    num_bytes: int
+    digest: str
+    """The state digest of the checkpoint that was judged."""
+    seconds: float
+
+
+class Evaluator:
+    """Keeps its rows and its compiled function from one checkpoint to the next."""
+
+    def __init__(self, job: EvaluationJob):
+        self._job = job
+        tokenizer = Tokenizer.load(read_bytes(job.tokenizer_url))
+        self._tokenizer_digest = tokenizer.digest
+        self._piece_bytes = np.asarray(tokenizer.piece_bytes())
+        self._batches = _held_out_batches(job)
+        self._teacher = None if job.teacher_url is None else load_params(job.teacher_url)
+        self._sums = jax.jit(self._batch_sums, static_argnames="model")
+
+    def evaluate(self, url: str) -> Evaluation:
+        """Scores the checkpoint at `url` on all held-out rows.
+
+        Raises:
+            ValueError: a checkpoint of another tokenizer.
+            CorruptCheckpointError: damaged files.
+        """
+        began = time.perf_counter()
+        meta = read_meta(url)
+        if meta.tokenizer_digest != self._tokenizer_digest:
+            raise ValueError(
+                f"{url} was trained with tokenizer {meta.tokenizer_digest[:12]}, the held-out rows "
+                f"were made with {self._tokenizer_digest[:12]}; evaluate it on data of its own"
+            )
+        model, params = load_params(url)
+        loss = kl = 0.0
+        num_tokens = num_bytes = 0
+        for batch in self._batches:
+            loss_sum, kl_sum = self._sums(params, self._teacher_params(), batch, model=model)
+            loss += float(loss_sum)
+            kl += float(kl_sum)
+            num_tokens += int(batch.mask.sum())
+            num_bytes += int(self._piece_bytes[batch.labels][batch.mask].sum())
+        return Evaluation(
+            step=meta.step,
+            loss=loss / num_tokens,
+            bits_per_byte=loss / math.log(2) / num_bytes,
+            kl_to_teacher=kl / num_tokens if self._teacher is not None else None,
+            num_tokens=num_tokens,
+            num_bytes=num_bytes,
+            digest=meta.digest,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _teacher_params(self) -> Params | None:
+        return None if self._teacher is None else self._teacher[1]
+
+    def _batch_sums(
+        self, params: Params, teacher_params: Params | None, batch: Batch, *, model
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        logits_BTV = self._logits(params, model, batch)
+        loss, _ = next_token_loss(logits_BTV, batch.labels, batch.mask)
+        if self._teacher is None:
+            return loss, jnp.zeros_like(loss)
+        teacher_BTV = self._logits(teacher_params, self._teacher[0], batch)
+        vocab_size = model.vocab_size
+        kl, _ = full_kl(teacher_BTV[..., :vocab_size], logits_BTV[..., :vocab_size], batch.mask)
+        return loss, kl
+
+    def _logits(self, params: Params, model, batch: Batch) -> Float[Array, "B T V"]:
+        dtype = jnp.dtype(self._job.compute_dtype)
+        x_BTD = hidden_states(
+            params, model, batch.inputs, batch.segments, batch.positions, dtype=dtype
+        )
+        return unembed(params, model, x_BTD)
+
+
+def _held_out_batches(job: EvaluationJob) -> list[Batch]:
+    reader = RowReader.open(job.storage_url, job.dataset_digest, "held_out", cache_dir())
+    ids = reader.all_ids()[: job.max_rows]
+    if not ids:
+        raise ValueError(
+            "There are no held-out rows: raise data.held_out_fraction, or set "
+            "evaluation.enabled=false"
+        )
+    batches = []
+    for start in range(0, len(ids), job.rows_per_batch):
+        part = ids[start : start + job.rows_per_batch]
+        batches.append(
+            Batch(*(_padded(x, job.rows_per_batch) for x in batch_arrays(reader.read(part))))
+        )
+    return batches
+
+
+def _padded(array: Int[np.ndarray, "B T"], num_rows: int) -> Int[np.ndarray, "R T"]:
+    """Rows of zeros up to the compiled shape; their mask is zero as well."""
+    return np.pad(array, ((0, num_rows - len(array)), (0, 0)))

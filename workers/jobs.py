@@ -1,0 +1,52 @@
+"""What each kind of worker is told when it starts: plain data, free of JAX and Ray."""
+
+import dataclasses
+from typing import Literal
+
+from configs.run import RunConfig, TeacherConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StartPoint:
+    """Where an attempt's state comes from."""
+
+    kind: Literal["fresh", "resume", "weights", "fork"]
+    url: str | None = None
+    step: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentJob:
+    """An attempt; the same on every host."""
+
+    config: RunConfig
+    storage_url: str
+    run_url: str
+    attempt: int
+    start: StartPoint
+    dataset_digest: str
+    tokenizer_digest: str
+    teacher_digest: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherJob:
+    """A replica of the teacher."""
+
+    checkpoint_url: str
+    config: TeacherConfig
+    row_length: int
+    compute_dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationJob:
+    """What checkpoints are judged on."""
+
+    storage_url: str
+    dataset_digest: str
+    tokenizer_url: str
+    max_rows: int
+    rows_per_batch: int
+    compute_dtype: str
+    teacher_url: str | None

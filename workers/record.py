@@ -1,0 +1,118 @@
+"""The run's own record: JSON lines in immutable segments, one series per writer.
+
+Object stores cannot append, so a writer collects lines and puts them down as numbered
+segments `WRITER-00000000.jsonl`. A segment never changes once it is written. What a reader
+makes of the segments is told in `orchestrator.history`.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from workers.storage import join, write_atomic
+
+STEPS, EVENTS, LOGS = "record", "events", "logs"
+
+_log = logging.getLogger(__name__)
+
+
+class SegmentWriter:
+    """Appends lines in memory and writes them as segments, at the latest after `flush_s`.
+
+    `append` never waits for storage. A segment that cannot be written is kept and tried again
+    with the lines that came since; `flush` raises what stands in the way.
+    """
+
+    def __init__(self, folder_url: str, writer: str, flush_s: float):
+        self._folder_url = folder_url
+        self._writer = writer
+        self._flush_s = flush_s
+        self._lines: list[str] = []
+        self._num_segments = 0
+        self._lines_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._flush_often, daemon=True, name="record")
+        self._thread.start()
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Takes one JSON object; `line` is not kept, so the caller may change it afterwards."""
+        text = json.dumps(line, allow_nan=True)
+        with self._lines_lock:
+            self._lines.append(text)
+
+    def flush(self) -> None:
+        """Returns when every line appended so far is on storage. Raises OSError if it cannot."""
+        with self._write_lock:
+            with self._lines_lock:
+                count = len(self._lines)
+                text = "".join(line + "\n" for line in self._lines)
+            if not count:
+                return
+            name = f"{self._writer}-{self._num_segments:08d}.jsonl"
+            write_atomic(join(self._folder_url, name), text.encode())
+            self._num_segments += 1
+            with self._lines_lock:
+                del self._lines[:count]
+
+    def close(self) -> None:
+        """Writes what is left and ends the background thread."""
+        self._closed.set()
+        self._thread.join()
+        self.flush()
+
+    def _flush_often(self) -> None:
+        while not self._closed.wait(self._flush_s):
+            try:
+                self.flush()
+            except OSError as error:
+                # The lines stay in memory; the next checkpoint's flush raises if it lasts.
+                _log.warning("The record cannot be written, will try again: %s", error)
+
+
+class EventWriter:
+    """Writes what happened, when, and to whom; each event is on storage when `say` returns."""
+
+    def __init__(self, run_url: str, writer: str):
+        self._writer = writer
+        self._segments = SegmentWriter(join(run_url, EVENTS), writer, flush_s=1.0)
+        self._count = 0
+
+    def say(self, event: str, **details: Any) -> None:
+        """Records one event; `details` are JSON values."""
+        line = {"time_s": time.time(), "event": event, "who": self._writer, "order": self._count}
+        self._count += 1
+        self._segments.append({**line, **details})
+        try:
+            self._segments.flush()
+        except OSError as error:
+            _log.warning("The event %r waits for storage: %s", event, error)
+
+    def close(self) -> None:
+        self._segments.close()
+
+
+class LogSegments(logging.Handler):
+    """A logging handler whose lines become part of the run, whatever machine wrote them."""
+
+    def __init__(self, run_url: str, writer: str, flush_s: float = 2.0):
+        super().__init__(logging.INFO)
+        self._segments = SegmentWriter(join(run_url, LOGS), writer, flush_s)
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._segments.append(
+            {
+                "time_s": record.created,
+                "who": self._writer,
+                "level": record.levelname,
+                "message": self.format(record),
+            }
+        )
+
+    def close(self) -> None:
+        self._segments.close()
+        super().close()

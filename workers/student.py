@@ -1,0 +1,273 @@
+"""The student's training loop on one host of the gang. Knows nothing of Ray."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from configs.checks import layout
+from model.sharding import MESH_AXES, batch_sharding, make_mesh
+from workers.cache import cache_dir
+from workers.checkpoint import (
+    CheckpointMeta,
+    CheckpointWriter,
+    describe,
+    load_params,
+    restore_state,
+)
+from workers.jobs import StudentJob
+from workers.record import STEPS, EventWriter, SegmentWriter
+from workers.rows import RowId, RowReader, Rows, batch_arrays, row_at
+from workers.storage import join
+from workers.target_stream import TargetStream
+from workers.targets_protocol import TargetRequest, TargetSource, TargetSpec
+from workers.teacher import codec_of
+from workers.train_step import (
+    Batch,
+    StepMetrics,
+    TrainState,
+    make_init,
+    make_train_step,
+    signal_sharding,
+)
+
+STOP_SIGNAL = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """How an attempt ended by itself."""
+
+    step: int
+    digest: str
+    stopped: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """The loop's ties to the world: all of them return at once."""
+
+    signal: Callable[[], int] = lambda: 0
+    progress: Callable[[dict[str, Any]], None] = lambda line: None
+
+
+class _Dispatched(NamedTuple):
+    """A step that is on the devices, and what its line in the record will need."""
+
+    step: int
+    metrics: StepMetrics
+    stall_s: dict[str, float]
+
+
+class Student:
+    """One host's share of an attempt."""
+
+    def __init__(self, job: StudentJob, source: TargetSource | None, hooks: Hooks):
+        config = job.config
+        self._job, self._hooks = job, hooks
+        self._mesh = make_mesh(dict(zip(MESH_AXES, layout(config).mesh_shape, strict=True)))
+        host = jax.process_index()
+        writer = f"a{job.attempt:04d}-h{host:04d}"
+        self._events = EventWriter(job.run_url, f"student-{writer}")
+        self._record = SegmentWriter(join(job.run_url, STEPS), writer, config.record.flush_s)
+        self._saver = CheckpointWriter(job.run_url, self._committed)
+        self._reader = RowReader.open(job.storage_url, job.dataset_digest, "train", cache_dir())
+        self._weights = [source.weight for source in config.data.sources]
+        self._local_rows = _local_rows(self._mesh, config.batch.rows)
+        self._rows = functools.lru_cache(maxsize=32)(self._read_rows)
+        self._state = self._initial_state()
+        self._codec = None
+        self._stream = None
+        if config.distilled:
+            assert config.teacher is not None and source is not None
+            self._codec = codec_of(config.teacher)
+            self._stream = self._open_stream(source)
+        self._step_fn = make_train_step(config, self._codec, self._mesh)
+        self._checkpoint_stall_s = 0.0
+        self._settled_at = time.perf_counter()
+        if host == 0:
+            self._record.append({"attempt": job.attempt, "start_step": job.start.step})
+            self._record.flush()
+            self._events.say("training", attempt=job.attempt, step=job.start.step)
+
+    def run(self) -> Finish:
+        """Trains to the last step, or until a host is asked to stop.
+
+        Raises:
+            TeacherUnavailableError: no teacher answered in time.
+            OSError: the record or a checkpoint cannot be written.
+        """
+        steps = range(self._job.start.step, self._job.config.steps)
+        before: _Dispatched | None = None
+        stopped = False
+        try:
+            for index in steps:
+                dispatched = self._dispatch(index)
+                if before is not None:
+                    stopped = self._settle(before)
+                before = dispatched
+                if stopped or self._checkpoint_due(dispatched.step):
+                    self._settle(dispatched)
+                    before = None
+                    self._save()
+                if stopped:
+                    break
+            self._saver.wait()
+        finally:
+            if self._stream is not None:
+                self._stream.close()
+        meta = self._describe()
+        self._record.close()
+        self._events.close()
+        return Finish(meta.step, meta.digest, stopped and meta.step < self._job.config.steps)
+
+    def _dispatch(self, index: int) -> _Dispatched:
+        """Gathers the inputs of a step and puts it on the devices."""
+        began = time.perf_counter()
+        batch = Batch(*(self._global(array) for array in batch_arrays(self._rows(index))))
+        data_s = time.perf_counter() - began
+        encoded: dict[str, Any] = {}
+        teacher_s = wire_s = decode_s = 0.0
+        if self._stream is not None:
+            arrays, (teacher_s, wire_s, decode_s) = self._stream.take(index)
+            began = time.perf_counter()
+            encoded = {name: self._global(array) for name, array in arrays.items()}
+            decode_s += time.perf_counter() - began
+        signals = np.full(jax.local_device_count(), self._hooks.signal(), np.int32)
+        signals = jax.make_array_from_process_local_data(signal_sharding(self._mesh), signals)
+        self._state, metrics = self._step_fn(self._state, batch, encoded, signals)
+        stall_s = {
+            "data": data_s,
+            "teacher": teacher_s,
+            "wire": wire_s,
+            "decode": decode_s,
+            "checkpoint": self._checkpoint_stall_s,
+        }
+        self._checkpoint_stall_s = 0.0
+        return _Dispatched(index + 1, metrics, stall_s)
+
+    def _settle(self, step: _Dispatched) -> bool:
+        """Waits for a step's metrics and records them; true when some host asks to stop."""
+        metrics = StepMetrics(*(value.item() for value in jax.device_get(step.metrics)))
+        now = time.perf_counter()
+        line: dict[str, Any] = {"step": step.step, "stall_s": step.stall_s}
+        if jax.process_index() == 0:
+            line |= {
+                "loss": metrics.loss,
+                "kd_loss": metrics.kd_loss if self._codec is not None else None,
+                "ce_loss": metrics.ce_loss,
+                "lr": metrics.lr,
+                "grad_norm": metrics.grad_norm,
+                "tokens": metrics.tokens,
+                "step_s": now - self._settled_at,
+                "attempt": self._job.attempt,
+            }
+            self._hooks.progress(line)
+        self._record.append(line)
+        self._settled_at = now
+        return bool(metrics.signal)
+
+    def _save(self) -> None:
+        """The record up to this step becomes durable first, so that no resume finds a gap."""
+        began = time.perf_counter()
+        self._record.flush()
+        self._saver.save(self._state, self._describe())
+        self._checkpoint_stall_s += time.perf_counter() - began
+
+    def _checkpoint_due(self, step: int) -> bool:
+        config = self._job.config
+        return step % config.checkpoint.every_steps == 0 or step == config.steps
+
+    def _describe(self) -> CheckpointMeta:
+        job = self._job
+        return describe(
+            self._state,
+            job.config,
+            tokenizer_digest=job.tokenizer_digest,
+            dataset_digest=job.dataset_digest,
+            teacher_digest=job.teacher_digest,
+            attempt=job.attempt,
+        )
+
+    def _committed(self, meta: CheckpointMeta) -> None:
+        self._events.say("checkpoint", step=meta.step, digest=meta.digest)
+
+    def _initial_state(self) -> TrainState:
+        start, config = self._job.start, self._job.config
+        if start.kind in ("resume", "fork"):
+            assert start.url is not None
+            return restore_state(start.url, config, self._mesh)
+        state = make_init(config, self._mesh)()
+        if start.kind == "weights":
+            assert start.url is not None
+            model, params = load_params(start.url, self._mesh)
+            if model != config.model:
+                raise ValueError(
+                    f"start_from.checkpoint: {start.url} holds a model of other sizes than `model:`"
+                )
+            state = state._replace(params=params)
+        return state
+
+    def _open_stream(self, source: TargetSource) -> TargetStream:
+        job = self._job
+        assert job.config.teacher is not None and job.teacher_digest is not None
+        assert self._codec is not None
+        spec = TargetSpec(job.dataset_digest, job.teacher_digest, self._codec.name, job.config.seed)
+
+        def request_of(index: int) -> TargetRequest:
+            batch = batch_arrays(self._rows(index))
+            return TargetRequest(
+                spec,
+                self._row_ids(index),
+                batch.inputs,
+                batch.segments,
+                batch.positions,
+            )
+
+        return TargetStream(
+            source,
+            request_of,
+            range(job.start.step, job.config.steps),
+            prefetch_steps=job.config.teacher.prefetch_steps,
+            retry_for_s=job.config.teacher.retry_for_s,
+            on_retry=lambda index, error: self._events.say(
+                "teacher_retry", step=index + 1, reason=str(error)
+            ),
+        )
+
+    def _row_ids(self, index: int) -> tuple[RowId, ...]:
+        """This host's rows of a step: a pure function of the seed and the step."""
+        first = index * self._job.config.batch.rows
+        return tuple(
+            row_at(self._reader.manifest, self._weights, self._job.config.seed, first + row)
+            for row in self._local_rows
+        )
+
+    def _read_rows(self, index: int) -> Rows:
+        return self._reader.read(self._row_ids(index))
+
+    def _global(self, local: np.ndarray) -> jax.Array:
+        """This host's rows as its part of the global batch."""
+        shape = (self._job.config.batch.rows, *local.shape[1:])
+        return jax.make_array_from_process_local_data(batch_sharding(self._mesh), local, shape)
+
+
+def train(
+    job: StudentJob, source: TargetSource | None = None, hooks: Hooks | None = None
+) -> Finish:
+    """Runs this host's share of an attempt to its end. `jax.distributed` is already up."""
+    return Student(job, source, hooks or Hooks()).run()
+
+
+def _local_rows(mesh: jax.sharding.Mesh, num_rows: int) -> range:
+    """The rows of the global batch whose shards lie on this host."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((num_rows,)).values()
+    bounds = [part[0].indices(num_rows)[:2] for part in slices if part is not None]
+    first, last = min(low for low, _ in bounds), max(high for _, high in bounds)
+    covered = {row for low, high in bounds for row in range(low, high)}
+    assert covered == set(range(first, last)), "a host's rows are contiguous"
+    return range(first, last)

@@ -1,0 +1,114 @@
+"""The thin Ray shell around the student: one process of the gang, started by Ray Train.
+
+JAX reads its platform variables when it is imported, and Ray Train sets them and forms the gang
+before it calls `train_loop`; so everything that needs JAX is imported inside.
+"""
+
+import dataclasses
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from configs.run import RunConfig
+from workers.jobs import StudentJob
+
+if TYPE_CHECKING:
+    from workers.targets_protocol import TargetSource
+
+NAMESPACE = "stillhouse"
+HEARTBEAT_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+def controller_name(run_id: str) -> str:
+    """Name of a run's controller actor in `NAMESPACE`."""
+    return f"controller-{run_id}"
+
+
+def finish_name(attempt: int) -> str:
+    """File below the run's folder that tells how an attempt ended by itself."""
+    return f"attempts/{attempt:04d}.json"
+
+
+class Heartbeat:
+    """Tells the controller of progress, and learns from its answer whether to stop.
+
+    A controller that is away for a while costs nothing: the last answer holds until it is back.
+    """
+
+    def __init__(self, run_id: str, attempt: int):
+        self._name = controller_name(run_id)
+        self._attempt = attempt
+        self._signal = 0
+        self._line: dict[str, Any] = {}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+        self._thread.start()
+
+    def signal(self) -> int:
+        return self._signal
+
+    def progress(self, line: dict[str, Any]) -> None:
+        self._line = line
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(HEARTBEAT_S):
+            try:
+                controller = ray.get_actor(self._name, NAMESPACE)
+                answer = controller.heartbeat.remote(self._attempt, self._line)
+                self._signal = ray.get(answer, timeout=10)
+            except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
+                # It restarts by itself; the students train on meanwhile.
+                _log.info("The controller does not answer: %s", error)
+
+
+def _source(app: str, config: RunConfig) -> "TargetSource | None":
+    from workers.serve_teacher import ServeSource
+
+    if not config.distilled:
+        return None
+    assert config.teacher is not None, "checked with the configuration"
+    return ServeSource(app, config.teacher.answer_within_s)
+
+
+def train_loop(payload: dict[str, Any]) -> None:
+    """What Ray Train runs on each host. `payload`: `job`, `run_id`, `app`, `code`."""
+    import jax
+
+    from workers.cache import keep_compiled_programs
+    from workers.code_identity import check_same_code
+    from workers.record import LogSegments
+    from workers.storage import join, write_json
+    from workers.student import Hooks, train
+
+    check_same_code(payload["code"])
+    keep_compiled_programs()
+    job: StudentJob = payload["job"]
+    host = jax.process_index()
+    handler = LogSegments(job.run_url, f"student-a{job.attempt:04d}-h{host:04d}")
+    logging.getLogger().addHandler(handler)
+    source = _source(payload["app"], job.config)
+    heartbeat = Heartbeat(payload["run_id"], job.attempt) if host == 0 else None
+    hooks = Hooks(heartbeat.signal, heartbeat.progress) if heartbeat else Hooks()
+    began = time.time()
+    try:
+        finish = train(job, source, hooks)
+    except Exception:
+        _log.exception("Host %d failed", host)
+        raise
+    finally:
+        if heartbeat is not None:
+            heartbeat.close()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    if host == 0:
+        result = {**dataclasses.asdict(finish), "seconds": time.time() - began}
+        write_json(join(job.run_url, finish_name(job.attempt)), result)

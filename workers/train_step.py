@@ -1,0 +1,180 @@
+"""One optimizer step of the student, as a pure function over a mesh."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+from configs.run import RunConfig
+from model.losses import distillation_loss, next_token_loss
+from model.sharding import batch_sharding, param_shardings
+from model.targets import Codec
+from model.transformer import hidden_states, init_params, unembed
+from workers.optimizer import learning_rate, make_optimizer
+
+Params = Any
+Encoded = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """All that an optimizer step changes."""
+
+    params: Params
+    opt_state: optax.OptState
+    step: Int32[Array, ""]
+
+
+class Batch(NamedTuple):
+    """The rows of one step on the devices; the fields are those of `rows.BatchArrays`."""
+
+    inputs: Int[Array, "B T"]
+    labels: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+
+
+class StepMetrics(NamedTuple):
+    """What the record says about a step. Losses are nats per token over the global batch."""
+
+    loss: Float[Array, ""]
+    kd_loss: Float[Array, ""]
+    ce_loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    lr: Float[Array, ""]
+    tokens: Int32[Array, ""]
+    signal: Int32[Array, ""]
+
+
+class LossSums(NamedTuple):
+    """Losses of a microbatch, summed over its tokens."""
+
+    loss: Float[Array, ""]
+    kd_loss: Float[Array, ""]
+    ce_loss: Float[Array, ""]
+
+
+TrainStep = Callable[[TrainState, Batch, Encoded, Array], tuple[TrainState, StepMetrics]]
+
+
+def init_state(config: RunConfig, seed: int) -> TrainState:
+    """A student at step 0; a pure function of the configuration and the seed."""
+    params = init_params(config.model, jax.random.key(seed))
+    opt_state = make_optimizer(config.optimizer, config.steps).init(params)
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def state_shardings(config: RunConfig, mesh: Mesh) -> TrainState:
+    """The sharding of each leaf of the state; optimizer moments lie where their parameter lies."""
+    return param_shardings(jax.eval_shape(lambda: init_state(config, 0)), mesh)
+
+
+def make_init(config: RunConfig, mesh: Mesh) -> Callable[[], TrainState]:
+    """A jitted initialisation that makes each shard on its own device."""
+    return jax.jit(
+        lambda: init_state(config, config.seed), out_shardings=state_shardings(config, mesh)
+    )
+
+
+def loss_sums(
+    params: Params, batch: Batch, encoded: Encoded, config: RunConfig, codec: Codec | None
+) -> tuple[Float[Array, ""], LossSums]:
+    """The loss to minimise, summed over the labelled tokens of a microbatch, and its parts.
+
+    Distillation is the negative log-likelihood of the student under the teacher's
+    distribution (Gemma 2 report, section 3), mixed with that of the labels by `label_weight`.
+    """
+    x_BTD = hidden_states(
+        params,
+        config.model,
+        batch.inputs,
+        batch.segments,
+        batch.positions,
+        dtype=jnp.dtype(config.compute_dtype),
+    )
+    logits_BTV = unembed(params, config.model, x_BTD)
+    ce_sum, _ = next_token_loss(logits_BTV, batch.labels, batch.mask)
+    if codec is None:
+        return ce_sum, LossSums(ce_sum, jnp.zeros_like(ce_sum), ce_sum)
+    kd_sum, _ = distillation_loss(logits_BTV, codec.decode(encoded), batch.mask)
+    share = config.objective.label_weight
+    loss = kd_sum if share == 0 else (1 - share) * kd_sum + share * ce_sum
+    return loss, LossSums(loss, kd_sum, ce_sum)
+
+
+def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> TrainStep:
+    """The jitted step `(state, batch, encoded, signals) → (state, metrics)`.
+
+    `encoded` holds the targets as `codec` encodes them, leading axis B ({} on next tokens).
+    `signals` is int32 [devices]: each host sets its own devices' entries; the largest comes
+    back as `metrics.signal`, so that all hosts learn of a request to stop at the same step.
+    The state is donated. Averages are over the labelled tokens of the whole global batch,
+    whatever the number of microbatches.
+    """
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    schedule = learning_rate(config.optimizer, config.steps)
+    num_parts = config.batch.microbatches
+
+    def train_step(
+        state: TrainState, batch: Batch, encoded: Encoded, signals: Int32[Array, " N"]
+    ) -> tuple[TrainState, StepMetrics]:
+        grad_sums = jax.grad(
+            lambda params, part: loss_sums(params, *part, config, codec), has_aux=True
+        )
+        if num_parts == 1:
+            grads, sums = grad_sums(state.params, (batch, encoded))
+        else:
+            grads, sums = _accumulate(
+                lambda part: grad_sums(state.params, part), (batch, encoded), num_parts
+            )
+        tokens = batch.mask.sum(dtype=jnp.int32)
+        denominator = jnp.maximum(tokens, 1).astype(jnp.float32)
+        grads = jax.tree.map(lambda g: g / denominator, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(
+            *(part / denominator for part in sums),
+            grad_norm=optax.global_norm(grads),
+            lr=jnp.asarray(schedule(state.step), jnp.float32),
+            tokens=tokens,
+            signal=signals.max(),
+        )
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    rows = batch_sharding(mesh)
+    shardings = state_shardings(config, mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, rows, rows, signal_sharding(mesh)),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+
+
+def signal_sharding(mesh: Mesh) -> NamedSharding:
+    """One entry of the signals per device."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def _accumulate(grad_sums: Callable[[Any], Any], parts: Any, num_parts: int) -> Any:
+    """Sums gradients and losses over microbatches.
+
+    Microbatch m takes rows m, m + num_parts, …: each device's rows stay on that device.
+    """
+    split = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]), 1, 0),
+        parts,
+    )
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        jax.eval_shape(grad_sums, jax.tree.map(lambda x: x[0], split)),
+    )
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, grad_sums(part)), None), zeros, split
+    )
+    return total
