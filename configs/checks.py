@@ -1,27 +1,28 @@
 """What single fields cannot tell: combinations of settings that cannot work together."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from configs.fault import NO_VALUE, Fault
 from configs.run import RunConfig
 from configs.topology import slice_topology
 
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong with a configuration."""
-
-    path: str
-    value: Any
-    message: str
-    involves: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        shown = repr(self.value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "…"
-        where = f"{self.path}: " if self.path else ""
-        value = "" if self.value is None or not self.path else f"{shown} "
-        return f"{where}{value}{self.message}"
+# Dims of the student that a mesh axis divides (`AXIS_RULES` and `PARAM_AXES` of model/sharding.py,
+# which are not imported: they need JAX, and the orchestrator reads configurations without it).
+DIVIDED_DIMS = (
+    ("width", "fsdp"),
+    ("num_heads", "model"),
+    ("feed_forward", "model"),
+    ("embedding_rows", "model"),
+)
+_MESH = ("mesh.data", "mesh.fsdp", "mesh.model")
+_DEVICES = (
+    "cluster.accelerator",
+    "cluster.topology",
+    "cluster.num_slices",
+    "cluster.num_hosts",
+    "cluster.devices_per_host",
+)
 
 
 @dataclass(frozen=True)
@@ -88,134 +89,134 @@ def find_faults(config: RunConfig) -> list[Fault]:
     return [
         *_cluster_faults(config),
         *_mesh_faults(config),
+        *_model_mesh_faults(config),
         *_data_faults(config),
         *_objective_faults(config),
+        *_schedule_faults(config),
     ]
 
 
-def _cluster_faults(config: RunConfig) -> list[Fault]:
+def _cluster_faults(config: RunConfig) -> Iterator[Fault]:
     cluster = config.cluster
-    faults = []
+    kind = ("cluster.accelerator",)
     if cluster.accelerator == "cpu":
         if cluster.topology is not None:
-            faults.append(
-                Fault("cluster.topology", cluster.topology, "only TPU slices have a topology")
-            )
+            message = "only TPU slices have a topology; set null or a TPU as cluster.accelerator"
+            yield Fault("cluster.topology", cluster.topology, message, kind)
         if cluster.num_slices != 1:
-            faults.append(
-                Fault("cluster.num_slices", cluster.num_slices, "only TPUs come in slices; use 1")
-            )
-        return faults
+            message = "only TPUs come in slices; use 1"
+            yield Fault("cluster.num_slices", cluster.num_slices, message, kind)
+        return
+    if cluster.topology is None:
+        message = "is missing; give the chips of one slice by dimension, such as 2x2x2"
+        yield Fault("cluster.topology", NO_VALUE, message, kind)
+        return
     try:
-        topology = slice_topology(cluster.accelerator, cluster.topology or "")
+        topology = slice_topology(cluster.accelerator, cluster.topology)
     except ValueError as error:
-        return [Fault("cluster.topology", cluster.topology, str(error), ("cluster.accelerator",))]
-    if cluster.num_hosts not in (1, topology.num_hosts * cluster.num_slices):
-        faults.append(
-            Fault(
-                "cluster.num_hosts",
-                cluster.num_hosts,
-                f"{cluster.num_slices} slices of {cluster.topology} have "
-                f"{topology.num_hosts * cluster.num_slices} hosts; leave it unset",
-                ("cluster.num_slices", "cluster.topology"),
+        yield Fault("cluster.topology", NO_VALUE, str(error), kind)
+        return
+    num_hosts = topology.num_hosts * cluster.num_slices
+    for name, told, true in (
+        ("num_hosts", cluster.num_hosts, num_hosts),
+        ("devices_per_host", cluster.devices_per_host, topology.chips_per_host),
+    ):
+        if told not in (1, true):
+            message = (
+                f"should be {true}, which follows from {cluster.num_slices} × "
+                f"{cluster.accelerator} {cluster.topology}; leave it out"
             )
-        )
-    return faults
+            yield Fault(f"cluster.{name}", told, message, _DEVICES[:3])
 
 
-def _mesh_faults(config: RunConfig) -> list[Fault]:
+def _mesh_faults(config: RunConfig) -> Iterator[Fault]:
     try:
         plan = layout(config)
     except ValueError:
-        return []  # said by the cluster's faults
-    faults = []
+        return  # said by the cluster's faults
     per_slice = plan.num_devices // plan.num_slices
     product = plan.data * plan.fsdp * plan.model
     if product != per_slice:
-        faults.append(
-            Fault(
-                "mesh",
-                f"{plan.data}×{plan.fsdp}×{plan.model}",
-                f"(data × fsdp × model) uses {product} devices, but a slice has {per_slice}",
-                ("mesh.data", "mesh.fsdp", "mesh.model", "cluster.devices_per_host"),
-            )
+        message = (
+            f"data × fsdp × model = {plan.data} × {plan.fsdp} × {plan.model} = {product}, but "
+            f"{'there are' if config.cluster.accelerator == 'cpu' else 'a slice has'} "
+            f"{per_slice} devices; change the mesh or the cluster"
         )
-    rows = config.batch.rows
-    if rows % (config.batch.microbatches * plan.row_shards):
-        faults.append(
-            Fault(
-                "batch.rows",
-                rows,
-                f"should be divisible by microbatches × slices × data × fsdp = "
-                f"{config.batch.microbatches} × {plan.num_slices} × {plan.data} × {plan.fsdp} "
-                f"= {config.batch.microbatches * plan.row_shards}",
-                ("batch.microbatches", "mesh.data", "mesh.fsdp"),
-            )
+        yield Fault("mesh", NO_VALUE, message, _DEVICES)
+    parts = plan.microbatches * plan.row_shards
+    if plan.rows % parts:
+        more = -(-plan.rows // parts) * parts
+        message = (
+            f"should be divisible by microbatches × slices × data × fsdp = {plan.microbatches} × "
+            f"{plan.num_slices} × {plan.data} × {plan.fsdp} = {parts}; for example {more}"
         )
-    return faults
+        involved = ("batch.microbatches", *_MESH, *_DEVICES)
+        yield Fault("batch.rows", plan.rows, message, involved)
 
 
-def _data_faults(config: RunConfig) -> list[Fault]:
-    faults = []
+def _model_mesh_faults(config: RunConfig) -> Iterator[Fault]:
+    for dim, axis in DIVIDED_DIMS:
+        size, parts = getattr(config.model, dim), getattr(config.mesh, axis)
+        if size % parts == 0:
+            continue
+        message = f"does not divide the model's {dim} of {size}; choose a divisor"
+        if dim == "embedding_rows":
+            padded = -(-size // parts) * parts
+            message = (
+                f"does not divide the {size} rows of the embedding; choose a divisor, or set "
+                f"model.num_embeddings to {padded}"
+            )
+        involved = (
+            ("model.vocab_size", "model.num_embeddings")
+            if dim == "embedding_rows"
+            else (f"model.{dim}",)
+        )
+        yield Fault(f"mesh.{axis}", parts, message, ("model.preset", *involved))
+
+
+def _data_faults(config: RunConfig) -> Iterator[Fault]:
     length, context = config.data.row_length, config.model.context_length
     if length > context:
-        faults.append(
-            Fault(
-                "data.row_length",
-                length,
-                f"is longer than the model's context of {context} tokens",
-                ("model.context_length",),
-            )
-        )
+        message = f"is longer than the model's context of {context} tokens"
+        involved = ("model.context_length", "model.preset")
+        yield Fault("data.row_length", length, message, involved)
     tokenizer = config.data.tokenizer
     if tokenizer.kind == "train" and tokenizer.vocab_size != config.model.vocab_size:
-        faults.append(
-            Fault(
-                "model.vocab_size",
-                config.model.vocab_size,
-                f"should equal data.tokenizer.vocab_size = {tokenizer.vocab_size}",
-                ("data.tokenizer.vocab_size",),
-            )
-        )
-    if tokenizer.kind == "teacher" and config.teacher is None:
-        faults.append(Fault("data.tokenizer.kind", "teacher", "needs a `teacher:` to take it from"))
-    return faults
+        message = f"should equal data.tokenizer.vocab_size = {tokenizer.vocab_size}"
+        involved = ("data.tokenizer", "model.preset")
+        yield Fault("model.vocab_size", config.model.vocab_size, message, involved)
+    if tokenizer.kind == "teacher" and not config.distilled:
+        message = "only a distilled run has a teacher to take it from; use `train` or `import`"
+        yield Fault("data.tokenizer.kind", tokenizer.kind, message, ("objective.kind",))
+    if config.evaluation.enabled and config.data.held_out_fraction == 0:
+        message = "leaves nothing to evaluate on; raise it, or set evaluation.enabled to false"
+        yield Fault("data.held_out_fraction", 0, message, ("evaluation.enabled",))
 
 
-def _objective_faults(config: RunConfig) -> list[Fault]:
-    faults = []
-    if config.distilled and config.teacher is None:
-        faults.append(Fault("teacher", None, "is missing: objective.kind is `distill`"))
-    if config.teacher is not None:
-        codec = config.teacher.codec
-        if codec.k + codec.draws == 0:
-            faults.append(
-                Fault("teacher.codec", "k=0, draws=0", "sends nothing; raise one of them")
-            )
-        if codec.k > config.model.vocab_size:
-            faults.append(
-                Fault(
-                    "teacher.codec.k",
-                    codec.k,
-                    f"is more than the vocabulary of {config.model.vocab_size}",
-                    ("model.vocab_size",),
-                )
-            )
-    if not config.distilled and config.objective.label_weight:
-        faults.append(
-            Fault(
-                "objective.label_weight",
-                config.objective.label_weight,
-                "only a distilled run mixes two losses; leave it at 0",
-            )
-        )
-    if config.optimizer.warmup_steps >= config.steps:
-        faults.append(
-            Fault(
-                "optimizer.warmup_steps",
-                config.optimizer.warmup_steps,
-                f"should be fewer than the {config.steps} steps",
-                ("steps",),
-            )
-        )
-    return faults
+def _objective_faults(config: RunConfig) -> Iterator[Fault]:
+    objective, teacher = config.objective, config.teacher
+    if config.distilled and teacher is None:
+        message = "is missing, but objective.kind is `distill`; give at least a checkpoint"
+        yield Fault("teacher", NO_VALUE, message, ("objective.kind",))
+    if not config.distilled and teacher is not None:
+        message = "would not be asked: objective.kind is `next_token`; set null, or use `distill`"
+        yield Fault("teacher", NO_VALUE, message, ("objective.kind",))
+    if not config.distilled and objective.label_weight:
+        message = "only a distilled run mixes two losses; leave it at 0"
+        yield Fault("objective.label_weight", objective.label_weight, message, ("objective.kind",))
+    if teacher is None:
+        return
+    if teacher.codec.k + teacher.codec.draws == 0:
+        message = "k and draws are both 0, which sends nothing; raise one of them"
+        yield Fault("teacher.codec", NO_VALUE, message)
+    if teacher.codec.k > config.model.vocab_size:
+        message = f"is more than the vocabulary of {config.model.vocab_size} tokens"
+        involved = ("model.vocab_size", "model.preset")
+        yield Fault("teacher.codec.k", teacher.codec.k, message, involved)
+
+
+def _schedule_faults(config: RunConfig) -> Iterator[Fault]:
+    warmup = config.optimizer.warmup_steps
+    if warmup >= config.steps:
+        message = f"should be fewer than the {config.steps} steps"
+        yield Fault("optimizer.warmup_steps", warmup, message, ("steps",))

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from configs.fault import group_fault
 from configs.section import Section
 
 TextFormat = Literal["text", "jsonl", "parquet"]
@@ -90,18 +91,20 @@ class TokenizerConfig(Section):
     @model_validator(mode="after")
     def _check_kind(self) -> "TokenizerConfig":
         if self.kind == "train" and self.vocab_size is None:
-            raise ValueError("kind `train` needs vocab_size; set it, for example to 8192")
+            message = "kind `train` needs vocab_size; set it, for example to 8192"
+            raise group_fault("vocab_size", message, "kind")
         if self.kind == "import" and self.path is None:
-            raise ValueError("kind `import` needs path; set it to a SentencePiece .model file")
+            message = "kind `import` needs path; set it to a SentencePiece .model file"
+            raise group_fault("path", message, "kind")
         if self.kind != "import" and self.path is not None:
-            raise ValueError(
-                f"kind `{self.kind}` reads no path; remove path or set kind to `import`"
-            )
+            message = f"kind `{self.kind}` reads no path; remove path or set kind to `import`"
+            raise group_fault("path", message, "kind")
         if self.kind != "train" and self.vocab_size is not None:
-            raise ValueError(
+            message = (
                 f"kind `{self.kind}` brings its own vocabulary; remove vocab_size or set kind "
                 "to `train`"
             )
+            raise group_fault("vocab_size", message, "kind")
         return self
 
 
@@ -136,5 +139,6 @@ class DataConfig(Section):
         names = [source.name for source in self.sources]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ValueError(f"two sources are named {doubled[0]!r}; give each its own name")
+            message = f"two sources are named {doubled[0]!r}; give each its own name"
+            raise group_fault("sources", message)
         return self

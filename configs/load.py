@@ -1,26 +1,17 @@
-"""Reads a preset or a YAML file, applies `--set`, and reports every fault at once."""
+"""Reads a preset or a YAML file with what it extends, and applies `--set`."""
 
 import copy
+import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from configs.checks import Fault, find_faults
+from configs.fault import NO_VALUE, ConfigError, Fault
 from configs.run import RecipeConfig, RunConfig
+from configs.validate import parse_recipe, parse_run
+from configs.yaml_text import parse_yaml
 
 _PRESETS = resources.files("configs.presets")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; its message lists every fault that was found."""
-
-    def __init__(self, where: str, faults: list[Fault]):
-        self.faults = faults
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        super().__init__("\n".join([f"{where}: {count}", *(f"  {fault}" for fault in faults)]))
 
 
 def preset_names() -> list[str]:
@@ -35,162 +26,171 @@ def preset_names() -> list[str]:
 def load_config(source: str, settings: tuple[str, ...] = ()) -> RunConfig | RecipeConfig:
     """The configuration named by a preset or a file, with `a.b=value` settings applied.
 
+    A recipe hands settings that are not its own on to all of its runs.
+
     Raises:
         ConfigError: the file, its base or a setting is missing or malformed, or values are
             impossible, each named by its dotted path.
     """
     values = read_source(source)
+    is_recipe = "recipe" in values
+    faults = []
     for setting in settings:
-        apply_setting(values, setting)
-    return parse_recipe(values, source) if "recipe" in values else parse_run(values, source)
-
-
-def parse_run(values: dict[str, Any], where: str) -> RunConfig:
-    """Validates the values of one run. Raises ConfigError with all faults."""
+        try:
+            if is_recipe:
+                _apply_to_recipe(values, setting)
+            else:
+                apply_setting(values, setting)
+        except ConfigError as error:
+            faults += error.faults
     try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        faults = [_fault(detail) for detail in error.errors()]
-        raise ConfigError(where, faults + _faults_of_the_rest(values, error)) from None
-    if faults := find_faults(config):
-        raise ConfigError(where, faults)
+        config = _parse_recipe(values, source) if is_recipe else parse_run(values, source)
+    except ConfigError as error:
+        raise ConfigError(source, faults + error.faults) from None
+    if faults:
+        raise ConfigError(source, faults)
     return config
 
 
-def parse_recipe(values: dict[str, Any], where: str) -> RecipeConfig:
-    """Validates the values of a recipe. Raises ConfigError with all faults."""
-    try:
-        return RecipeConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(where, [_fault(detail) for detail in error.errors()]) from None
+def _parse_recipe(values: dict[str, Any], source: str) -> RecipeConfig:
+    recipe = parse_recipe(values, source)
+    return recipe.model_copy(update={"recipe": tuple(_beside(source, e) for e in recipe.recipe)})
 
 
-def read_source(source: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The raw values of a preset or file with everything it `extends:` merged in."""
-    if source in seen:
-        chain = " → ".join([*seen, source])
-        raise ConfigError(source, [Fault("extends", source, f"extends itself ({chain})")])
-    values = _parse_yaml(source)
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise ConfigError(source, [Fault("extends", base, "should be one preset or file")])
-    beside = Path(source).parent / base
-    if base not in preset_names() and not Path(base).is_absolute() and beside.exists():
-        base = str(beside)
-    return merge(read_source(base, (*seen, source)), values)
+def _apply_to_recipe(values: dict[str, Any], setting: str) -> None:
+    path, value = _parse_setting(setting)
+    first = path.split(".")[0]
+    settings = values.get("settings") or {}
+    if path == "settings" or first in RecipeConfig.model_fields.keys() - {"settings"}:
+        set_path(values, path.split("."), value)
+    elif isinstance(settings, dict):
+        path = path.removeprefix("settings.")
+        # Put last, so that it wins over the same setting written as a group.
+        settings.pop(path, None)
+        values["settings"] = {**settings, path: value}
 
 
-def _parse_yaml(source: str) -> dict[str, Any]:
-    if source in preset_names():
-        text = (_PRESETS / f"{source}.yaml").read_text()
+def read_source(source: str) -> dict[str, Any]:
+    """The raw values of a preset or file with everything it `extends:` merged in.
+
+    Raises:
+        ConfigError: a file is missing or malformed, or extends itself.
+    """
+    chain = [source]
+    layers = []
+    while True:
+        values = _read_one(chain[-1])
+        base = values.pop("extends", None)
+        layers.append(values)
+        if base is None:
+            break
+        if not isinstance(base, str):
+            raise ConfigError(chain[-1], [Fault("extends", base, "should be one preset or file")])
+        chain.append(_beside(chain[-1], base))
+        if chain[-1] in chain[:-1]:
+            message = f"goes round in a circle: {' → '.join(chain)}"
+            raise ConfigError(chain[-2], [Fault("extends", base, message)])
+    merged: dict[str, Any] = {}
+    for values in reversed(layers):
+        merged = merge(merged, values)
+    return merged
+
+
+def _beside(source: str, name: str) -> str:
+    """What a file calls `name`: a preset, or a file whose path starts at that file's folder."""
+    if name in preset_names() or source in preset_names():
+        return name
+    beside = (Path(source).parent / name).resolve()
+    return str(beside) if beside.exists() else name
+
+
+def _read_one(source: str) -> dict[str, Any]:
+    names = preset_names()
+    if source in names:
+        content = (_PRESETS / f"{source}.yaml").read_bytes()
     elif Path(source).is_file():
-        text = Path(source).read_text()
+        content = Path(source).read_bytes()
     else:
-        known = ", ".join(preset_names())
-        raise ConfigError(
-            source, [Fault("", source, f"neither a file nor a preset (presets: {known})")]
-        )
+        near = difflib.get_close_matches(source, names, 1)
+        hint = f"did you mean `{near[0]}`?" if near else f"the presets are {', '.join(names)}"
+        message = f"there is no such file, and no such preset; {hint}"
+        raise ConfigError(source, [Fault("", NO_VALUE, message)])
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(source, [Fault("", source, f"not valid YAML: {error}")]) from None
+        values = parse_yaml(content.decode())
+    except UnicodeDecodeError:
+        raise ConfigError(source, [Fault("", NO_VALUE, "is not UTF-8 text")]) from None
+    except ValueError as error:
+        raise ConfigError(source, [Fault("", NO_VALUE, str(error))]) from None
     if not isinstance(values, dict):
-        raise ConfigError(source, [Fault("", source, "should hold `setting: value` lines")])
+        message = "should hold lines of the form `setting: value`"
+        raise ConfigError(source, [Fault("", NO_VALUE, message)])
     return values
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it; maps merge key by key, everything else replaces."""
+    """`base` with `changes` laid over it; maps merge key by key, everything else replaces.
+
+    A `preset` in a group starts that group anew: the base's sizes are not those of the preset.
+    """
     merged = copy.deepcopy(base)
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            if "preset" in value:
-                merged[key] = copy.deepcopy(value)
-            else:
-                merged[key] = merge(merged[key], value)
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and "preset" not in value:
+            merged[key] = merge(below, value)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Applies one `a.b=value` in place; the value is read as YAML."""
+    """Applies one `a.b=value` in place; the value is read as YAML. Raises ConfigError."""
+    path, value = _parse_setting(setting)
+    set_path(values, path.split("."), value)
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
     path, equals, text = setting.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError("--set", [Fault(path, setting, "should look like a.b=value")])
-    set_path(values, keys, _parse_value(path, text))
-
-
-def _parse_value(path: str, text: str) -> Any:
+    path = path.strip()
+    if not equals or not all(path.split(".")):
+        raise _refused("", f"`--set {setting}` should look like a.b=value")
+    if not text.strip():
+        raise _refused(path, "is set to nothing; write null to unset it")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError("--set", [Fault(path, text, f"not valid YAML: {error}")]) from None
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as text; people mean the number.
-        try:
-            return float(value) if "e" in value.lower() else value
-        except ValueError:
-            return value
-    return value
+        return path, parse_yaml(text)
+    except ValueError as error:
+        raise _refused(path, str(error)) from None
 
 
 def set_path(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Sets `values[keys[0]][keys[1]]…`; numbers in `keys` index lists."""
-    node: Any = values
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                path = ".".join(keys[: depth + 1])
-                raise ConfigError("--set", [Fault(path, key, f"no such item of {len(node)}")])
-            key = int(key)
-        elif not isinstance(node, dict):
-            path = ".".join(keys[:depth])
-            raise ConfigError("--set", [Fault(path, node, "is a value, not a group of settings")])
-        elif not last and node.get(key) is None:
-            node[key] = {}
-        if last:
-            node[key] = value
-        else:
-            node = node[key]
+    """Sets `values[keys[0]][keys[1]]…`; numbers in `keys` index lists.
 
-
-def _fault(detail: Any) -> Fault:
-    path = ".".join(str(part) for part in detail["loc"])
-    value = detail.get("input")
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        message = "is not a setting"
-    elif detail["type"] == "missing":
-        message, value = "is missing", None
-    return Fault(path, value, message[:1].lower() + message[1:])
-
-
-def _faults_of_the_rest(values: dict[str, Any], error: ValidationError) -> list[Fault]:
-    """Impossible combinations among the values that are sound by themselves.
-
-    Faulty values give way to their defaults; where one has none, or a default would be
-    compared, nothing is said about it.
+    Groups that are not there yet are made. Raises ConfigError where a list lacks the item or a
+    value is in the way.
     """
-    rest = copy.deepcopy(values)
-    dropped = []
-    for detail in error.errors():
-        dropped.append(".".join(str(part) for part in detail["loc"]))
-        node: Any = rest
-        for part in detail["loc"][:-1]:
-            node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, dict) and detail["loc"]:
-            node.pop(detail["loc"][-1], None)
-    try:
-        config = RunConfig.model_validate(rest)
-    except ValidationError:
-        return []
-    return [
-        fault
-        for fault in find_faults(config)
-        if not any(path in fault.involves for path in dropped)
-    ]
+    node: Any = values
+    for depth in range(len(keys) - 1):
+        key = _key(node, keys, depth)
+        child = node[key] if isinstance(node, list) else node.get(key)
+        if child is None:
+            child = node[key] = [] if keys[depth + 1].isdigit() else {}
+        node = child
+    node[_key(node, keys, len(keys) - 1)] = value
+
+
+def _key(node: Any, keys: list[str], depth: int) -> Any:
+    """What `keys[depth]` is called in `node`: a key of a map, or an index of a list."""
+    here, key = ".".join(keys[:depth]), keys[depth]
+    if isinstance(node, dict):
+        return key
+    if not isinstance(node, list):
+        raise _refused(here, "is a value and has no settings below it")
+    if not key.isdigit():
+        raise _refused(here, f"is a list; name an item of it, such as `{here}.0.{key}`")
+    if int(key) >= len(node):
+        items = f"has the items 0 to {len(node) - 1}" if node else "is empty"
+        raise _refused(f"{here}.{key}", f"is not there: the list {items}")
+    return int(key)
+
+
+def _refused(path: str, message: str) -> ConfigError:
+    return ConfigError("--set", [Fault(path, NO_VALUE, message)])

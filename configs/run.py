@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from configs.data import DataConfig
+from configs.fault import group_fault
 from configs.section import Section, changeable
 from model.config import MODEL_PRESETS, ModelConfig
 
@@ -15,11 +16,11 @@ class ObjectiveConfig(Section):
     """What the student minimises."""
 
     kind: Literal["distill", "next_token"] = Field(
-        "next_token",
+        default="next_token",
         description="`distill` learns the teacher's distribution, `next_token` the text itself.",
     )
     label_weight: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="Share of the next-token loss in a distilled run's loss.",
@@ -30,23 +31,25 @@ class CodecConfig(Section):
     """What the teacher says about a position, and how many bytes it takes."""
 
     kind: Literal["hybrid"] = Field(
-        "hybrid",
+        default="hybrid",
         description="`hybrid` sends the k largest probabilities and unbiased draws of the rest.",
     )
     k: int = Field(
-        16, ge=0, description="Largest probabilities sent exactly; 0 leaves plain sampling."
+        default=16, ge=0, description="Largest probabilities sent exactly; 0 leaves plain sampling."
     )
-    draws: int = Field(32, ge=0, description="Draws from the tail; 0 leaves plain (biased) top-k.")
+    draws: int = Field(
+        default=32, ge=0, description="Draws from the tail; 0 leaves plain (biased) top-k."
+    )
 
 
 class TeacherConfig(Section):
     """The teacher and the pool of replicas that serves it."""
 
     checkpoint: str = Field(description="The teacher's weights: `RUN`, `RUN@STEP` or a path.")
-    codec: CodecConfig = Field(CodecConfig(), description="How targets are encoded.")
+    codec: CodecConfig = Field(default=CodecConfig(), description="How targets are encoded.")
     replicas: int = changeable(1, ge=1, description="Copies of the teacher that serve targets.")
     rows_per_batch: int = Field(
-        8, ge=1, description="Rows a replica scores at once; its one compiled shape."
+        default=8, ge=1, description="Rows a replica scores at once; its one compiled shape."
     )
     prefetch_steps: int = changeable(
         4, ge=1, description="Steps whose targets may be on their way at once."
@@ -85,7 +88,7 @@ class OptimizerConfig(Section):
 class BatchConfig(Section):
     """The batch of one optimizer step."""
 
-    rows: int = Field(16, ge=1, description="Rows in the global batch of one step.")
+    rows: int = Field(default=16, ge=1, description="Rows in the global batch of one step.")
     microbatches: int = changeable(
         1, ge=1, description="Parts a step's batch is worked through in, to save memory."
     )
@@ -164,7 +167,7 @@ class StartFromConfig(Section):
 
     checkpoint: str = Field(description="`RUN`, `RUN@STEP` or a path to a checkpoint.")
     state: Literal["weights", "all"] = Field(
-        "weights",
+        default="weights",
         description="`weights` starts at step 0 from its parameters; `all` forks the other run "
         "at that step, optimizer and data position included.",
     )
@@ -189,52 +192,51 @@ class RunConfig(Section):
         description="The run's name: small letters, digits, `.`, `_` and `-`.",
     )
     storage: str = Field(
-        "./stillhouse-runs",
+        default="./stillhouse-runs",
         min_length=1,
         description="Folder or URL (`gs://…`) that holds runs, data sets and tokenizers.",
     )
     seed: int = Field(
-        0, ge=0, lt=2**31, description="Seed of the initialisation, the order and the draws."
+        default=0,
+        ge=0,
+        lt=2**31,
+        description="Seed of the initialisation, the order and the draws.",
     )
     steps: int = changeable(ge=1, description="Optimizer steps; the schedule ends with them.")
     compute_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Type of activations; master weights are always float32."
+        default="float32", description="Type of activations; master weights are always float32."
     )
-    model: ModelConfig = Field(
-        description="The student: `preset:` names a size, other fields change it."
-    )
+    model: ModelConfig = Field(description="The student's sizes.")
     data: DataConfig = Field(description="Text, tokenizer and rows.")
-    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="The loss.")
-    teacher: TeacherConfig | None = Field(None, description="Needed when distilling.")
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The optimizer.")
-    batch: BatchConfig = Field(BatchConfig(), description="The batch.")
-    mesh: MeshConfig = Field(MeshConfig(), description="The mesh of devices.")
-    cluster: ClusterConfig = Field(ClusterConfig(), description="The student's machines.")
-    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoints.")
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
-    tracking: TrackingConfig = Field(TrackingConfig(), description="Weights & Biases.")
-    record: RecordConfig = Field(RecordConfig(), description="The record.")
-    start_from: StartFromConfig | None = Field(None, description="Weights or a run to start from.")
-    faults: FaultConfig = Field(FaultConfig(), description="Budgets for faults.")
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="What is learnt.")
+    teacher: TeacherConfig | None = Field(default=None, description="Needed when distilling.")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="The optimizer.")
+    batch: BatchConfig = Field(default=BatchConfig(), description="The batch.")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="The mesh of devices.")
+    cluster: ClusterConfig = Field(default=ClusterConfig(), description="The student's machines.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation.")
+    tracking: TrackingConfig = Field(default=TrackingConfig(), description="Weights & Biases.")
+    record: RecordConfig = Field(default=RecordConfig(), description="The record.")
+    start_from: StartFromConfig | None = Field(
+        default=None, description="Weights or a run to start from."
+    )
+    faults: FaultConfig = Field(default=FaultConfig(), description="Budgets for faults.")
 
-    @model_validator(mode="before")
+    @field_validator("model", mode="before")
     @classmethod
-    def _expand_model_preset(cls, values: Any) -> Any:
-        model = values.get("model") if isinstance(values, dict) else None
+    def _expand_model_preset(cls, model: Any) -> Any:
         if not isinstance(model, dict) or "preset" not in model:
-            return values
+            return model
         changes = dict(model)
         preset = changes.pop("preset")
-        if preset not in MODEL_PRESETS:
-            # An unknown size is left in place: `extra="forbid"` alone would not say what exists.
-            raise ValueError(
-                f"model.preset: {preset!r} is not a known size; "
-                f"choose one of {', '.join(sorted(MODEL_PRESETS))}"
-            )
+        if not isinstance(preset, str) or preset not in MODEL_PRESETS:
+            names = ", ".join(sorted(MODEL_PRESETS))
+            raise group_fault("preset", f"is not a known size; choose one of {names}")
         base = MODEL_PRESETS[preset].model_dump()
         if "vocab_size" in changes and "num_embeddings" not in changes:
             base["num_embeddings"] = None
-        return {**values, "model": {**base, **changes}}
+        return {**base, **changes}
 
     @property
     def distilled(self) -> bool:
@@ -245,8 +247,28 @@ class RecipeConfig(Section):
     """Several ordinary runs, one after the other on one Ray, compared at the end."""
 
     name: str = Field(pattern=NAME_PATTERN, description="The recipe's name.")
-    storage: str = Field("./stillhouse-runs", description="Storage of all its runs.")
+    storage: str = Field(
+        default="./stillhouse-runs",
+        min_length=1,
+        description="Folder or URL that holds all its runs.",
+    )
     recipe: tuple[str, ...] = Field(min_length=1, description="Presets or files, in order.")
     settings: dict[str, Any] = Field(
         default_factory=dict, description="Settings (`a.b: value`) that every run takes."
     )
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _flatten(cls, settings: Any) -> Any:
+        return _flat(settings) if isinstance(settings, dict) else settings
+
+
+def _flat(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups as dotted paths: a group in `settings` changes what it names, no more."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -271,4 +271,3 @@ def _follow(folder: RunFolder) -> int:
     from orchestrator.follow import follow
 
     return follow(folder, console)
-

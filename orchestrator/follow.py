@@ -95,9 +95,7 @@ def _tell_end(folder: RunFolder, status: dict[str, Any], console: Console) -> in
         console.print(f"{name} finished at step {status['num_steps']}", highlight=False)
         return 0
     if state is State.STOPPED:
-        console.print(
-            f"{name} stopped; `stillhouse resume {name}` continues it", highlight=False
-        )
+        console.print(f"{name} stopped; `stillhouse resume {name}` continues it", highlight=False)
         return EXIT_STOPPED
     console.print(f"{name} failed: {status['reason']}", highlight=False, markup=False)
     console.print(

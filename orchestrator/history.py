@@ -43,13 +43,14 @@ def merge_steps(segments: Iterable[tuple[str, list[Line]]]) -> list[Line]:
 
 
 def new_steps(run_url: str, seen: set[str]) -> list[Line]:
-    """Step lines of the first hosts' segments that are not in `seen`, which takes them in."""
-    lines = []
-    for name in list_names(join(run_url, STEPS)):
-        if name.endswith(".jsonl") and name not in seen:
-            seen.add(name)
-            text = read_bytes(join(run_url, STEPS, name)).decode()
-            lines += [json.loads(line) for line in text.splitlines()]
+    """Step lines of the first hosts' segments that are not in `seen`, which takes them in.
+
+    After an OSError `seen` is as it was, so that the next call finds the same lines.
+    """
+    names = [name for name in list_names(join(run_url, STEPS)) if name.endswith(".jsonl")]
+    names = [name for name in names if name not in seen]
+    lines = [line for name in names for line in _read_segment(join(run_url, STEPS, name))]
+    seen.update(names)
     return [line for line in lines if "loss" in line]
 
 
@@ -79,5 +80,8 @@ def _segments(run_url: str, folder: str) -> Iterator[tuple[str, list[Line]]]:
     for name in list_names(url):
         if name.endswith(".jsonl"):
             writer = name.removesuffix(".jsonl").rpartition("-")[0]
-            text = read_bytes(join(url, name)).decode()
-            yield writer, [json.loads(line) for line in text.splitlines()]
+            yield writer, _read_segment(join(url, name))
+
+
+def _read_segment(url: str) -> list[Line]:
+    return [json.loads(line) for line in read_bytes(url).decode().splitlines()]

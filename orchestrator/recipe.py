@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from configs.settings import changed_settings
 from rich.console import Console
 
 from configs.load import ConfigError, Fault, parse_run, read_source, set_path
 from configs.run import RecipeConfig, RunConfig
+from configs.settings import changed_settings
 from orchestrator.follow import follow
 from orchestrator.launch import (
     connect,

@@ -217,3 +217,10 @@ def test_a_wrong_config_reports_all_faults_with_their_repair():
         assert part in message
     with pytest.raises(ValidationError, match="widht"):
         ModelConfig(**(TINY.model_dump() | {"widht": 3}))
+
+
+def test_the_quickstart_pair_shares_a_vocabulary_and_the_teacher_is_larger():
+    teacher, student = MODEL_PRESETS["teacher-small"], MODEL_PRESETS["student-small"]
+    assert teacher.vocab_size == student.vocab_size
+    assert teacher.context_length == student.context_length
+    assert param_count(teacher).other > 5 * param_count(student).other

@@ -5,10 +5,12 @@ segments `WRITER-00000000.jsonl`. A segment never changes once it is written. Wh
 makes of the segments is told in `orchestrator.history`.
 """
 
+import itertools
 import json
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,27 +70,30 @@ class SegmentWriter:
         while not self._closed.wait(self._flush_s):
             try:
                 self.flush()
-            except OSError as error:
+            except Exception as error:  # object stores raise errors of their own kinds
                 # The lines stay in memory; the next checkpoint's flush raises if it lasts.
                 _log.warning("The record cannot be written, will try again: %s", error)
 
 
 class EventWriter:
-    """Writes what happened, when, and to whom; each event is on storage when `say` returns."""
+    """Writes what happened, when, and to whom.
+
+    An event is on storage when `say` returns; while storage fails, it is tried again.
+    """
 
     def __init__(self, run_url: str, writer: str):
         self._writer = writer
         self._segments = SegmentWriter(join(run_url, EVENTS), writer, flush_s=1.0)
-        self._count = 0
+        self._order = itertools.count()
 
     def say(self, event: str, **details: Any) -> None:
         """Records one event; `details` are JSON values."""
-        line = {"time_s": time.time(), "event": event, "who": self._writer, "order": self._count}
-        self._count += 1
+        order = next(self._order)
+        line = {"time_s": time.time(), "event": event, "who": self._writer, "order": order}
         self._segments.append({**line, **details})
         try:
             self._segments.flush()
-        except OSError as error:
+        except Exception as error:  # as in `_flush_often`: kept, and tried again
             _log.warning("The event %r waits for storage: %s", event, error)
 
     def close(self) -> None:
@@ -96,20 +101,37 @@ class EventWriter:
 
 
 class LogSegments(logging.Handler):
-    """A logging handler whose lines become part of the run, whatever machine wrote them."""
+    """A logging handler whose lines become part of the run, whatever machine wrote them.
+
+    A process that takes over from another of its name (a restarted actor) has segments of its own.
+    """
 
     def __init__(self, run_url: str, writer: str, flush_s: float = 2.0):
         super().__init__(logging.INFO)
-        self._segments = SegmentWriter(join(run_url, LOGS), writer, flush_s)
+        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
+        life = f"{writer}-{uuid.uuid4().hex[:8]}"
+        self._segments = SegmentWriter(join(run_url, LOGS), life, flush_s)
         self._writer = writer
 
+    def handle(self, record: logging.LogRecord) -> Any:
+        # Not under the handler's lock: `close` may hold it while it waits for the thread that
+        # writes, and that thread may log.
+        if passed := self.filter(record):
+            self.emit(record)
+        return passed
+
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = self.format(record)
+        except Exception:
+            self.handleError(record)  # a malformed log call, told on stderr as logging does
+            return
         self._segments.append(
             {
                 "time_s": record.created,
                 "who": self._writer,
                 "level": record.levelname,
-                "message": self.format(record),
+                "message": message,
             }
         )
 

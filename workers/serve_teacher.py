@@ -5,6 +5,8 @@ Chunks travel by reference, from the replica's object store straight to the stud
 
 import asyncio
 import logging
+import os
+import platform
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -18,8 +20,6 @@ from workers.targets_protocol import Answer, TargetChunk, TargetRequest, Teacher
 
 DEPLOYMENT = "teacher"
 
-_log = logging.getLogger(__name__)
-
 
 class TeacherReplica:
     """One whole copy of the teacher; scores one request after the other."""
@@ -27,7 +27,7 @@ class TeacherReplica:
     def __init__(self, job: TeacherJob, run_url: str, code: str):
         from workers.cache import keep_compiled_programs
         from workers.code_identity import check_same_code
-        from workers.record import LogSegments
+        from workers.record import EventWriter, LogSegments
         from workers.teacher import Teacher
 
         check_same_code(code)
@@ -37,7 +37,12 @@ class TeacherReplica:
         began = time.perf_counter()
         self._teacher = Teacher(job, replica)
         self._device = asyncio.Lock()
-        _log.info("Teacher %s is ready after %.1f s", replica, time.perf_counter() - began)
+        EventWriter(run_url, f"teacher-{replica}").say(
+            "teacher_ready",
+            seconds=time.perf_counter() - began,
+            machine=platform.node(),
+            pid=os.getpid(),
+        )
 
     async def score(self, request: TargetRequest) -> AsyncIterator[TargetChunk]:
         """Streams the targets of the request's rows, in order."""

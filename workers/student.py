@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import platform
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -92,7 +94,14 @@ class Student:
         if host == 0:
             self._record.append({"attempt": job.attempt, "start_step": job.start.step})
             self._record.flush()
-            self._events.say("training", attempt=job.attempt, step=job.start.step)
+        self._events.say(
+            "host_ready",
+            attempt=job.attempt,
+            host=host,
+            step=job.start.step,
+            machine=platform.node(),
+            pid=os.getpid(),
+        )
 
     def run(self) -> Finish:
         """Trains to the last step, or until a host is asked to stop.

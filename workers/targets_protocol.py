@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -63,6 +63,7 @@ class TeacherUnavailableError(RuntimeError):
     """No answer this time: the replica died or there is none. Asking again may help."""
 
 
+@runtime_checkable
 class TargetSource(Protocol):
     """The one interface to teachers, whatever serves them."""
 

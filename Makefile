@@ -1,0 +1,44 @@
+# Stillhouse: `make quickstart` runs the main job, `make test` the tests, `make check` lint and types.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test test-slow check docs clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Stillhouse needs Python 3.11, 3.12 or 3.13 on the PATH"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+quickstart: $(VENV)/.installed ## text → tokenizer, teacher, distilled student, control, report
+	$(BIN)/stillhouse run quickstart
+
+test: $(VENV)/.installed-dev ## all tests of a change, at most 15 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev ## what needs more cluster start-ups, or more time
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed-dev ## lint, format, types, and which package may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+docs: $(VENV)/.installed ## the pages that are made from the code
+	$(BIN)/python -m configs.reference > docs/configuration.md
+
+clean: ## removes what make has installed; runs stay
+	rm -rf $(VENV)

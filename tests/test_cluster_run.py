@@ -1,0 +1,132 @@
+"""The real path on a simulated TPU cluster, undisturbed and with processes killed under it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import parse_run
+from configs.run import RunConfig
+from orchestrator import history
+from orchestrator.cluster import SimulatedCluster, simulated_cluster
+from orchestrator.controller import State
+from orchestrator.launch import connect, create_run, start_controller
+from orchestrator.run_folder import RunFolder
+from tests.runs import make_teacher, text_folder, tiny_values
+
+NUM_STEPS = 24
+EVERY_STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SimulatedCluster]:
+    with simulated_cluster(2, "2x2x2", "v4") as running:
+        connect(running.address)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("storage")
+    make_teacher(path, text_folder(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: SimulatedCluster, storage: Path) -> RunFolder:
+    folder = launch(cluster, storage, "undisturbed")
+    wait_for_end(folder)
+    return folder
+
+
+def test_undisturbed_run_is_complete(undisturbed: RunFolder) -> None:
+    assert status(undisturbed)["state"] == State.FINISHED
+    steps = history.read_steps(undisturbed.url)
+    assert [line["step"] for line in steps] == list(range(1, NUM_STEPS + 1))
+    assert {line["attempt"] for line in steps} == {1}
+    evaluated = [evaluation["step"] for evaluation in undisturbed.evaluations()]
+    assert evaluated == [8, 16, 24]
+    hosts = {e["host"] for e in history.read_events(undisturbed.url) if e["event"] == "host_ready"}
+    assert hosts == {0, 1, 2, 3}
+
+
+def test_killed_teacher_costs_no_step(
+    cluster: SimulatedCluster, storage: Path, undisturbed: RunFolder
+) -> None:
+    folder = launch(cluster, storage, "teacher-killed")
+    wait_until(lambda: len(history.read_steps(folder.url)) >= 3)
+    kill_one(folder, "teacher_ready")
+    wait_for_end(folder)
+    assert {line["attempt"] for line in history.read_steps(folder.url)} == {1}
+    assert_same_run(folder, undisturbed)
+    # It was replaced while the run went on.
+    ready = [e for e in history.read_events(folder.url) if e["event"] == "teacher_ready"]
+    assert len(ready) == 3
+
+
+def test_killed_student_host_resumes_bit_for_bit(
+    cluster: SimulatedCluster, storage: Path, undisturbed: RunFolder
+) -> None:
+    folder = launch(cluster, storage, "student-killed")
+    wait_until(lambda: 8 in (status(folder).get("checkpoints") or []))
+    kill_one(folder, "host_ready")
+    wait_for_end(folder)
+    failed = [e for e in history.read_events(folder.url) if e["event"] == "attempt_failed"]
+    assert [event["kind"] for event in failed] == ["host_died"]
+    assert {line["attempt"] for line in history.read_steps(folder.url)} == {1, 2}
+    assert_same_run(folder, undisturbed)
+
+
+def launch(cluster: SimulatedCluster, storage: Path, name: str) -> RunFolder:
+    folder = create_run(config(storage, name))
+    start_controller(folder, cluster.address)
+    return folder
+
+
+def config(storage: Path, name: str) -> RunConfig:
+    values = tiny_values(storage, name) | {
+        "steps": NUM_STEPS,
+        "objective": {"kind": "distill"},
+        "teacher": {"checkpoint": "teacher", "replicas": 2, "rows_per_batch": 4},
+        "batch": {"rows": 16, "microbatches": 1},
+        "mesh": {"data": 2, "fsdp": 2, "model": 2},
+        "cluster": {"accelerator": "v4", "topology": "2x2x2", "num_slices": 2},
+        "checkpoint": {"every_steps": EVERY_STEPS},
+    }
+    return parse_run(values, "test")
+
+
+def status(folder: RunFolder) -> dict[str, Any]:
+    return folder.status() or {}
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the cluster did not get there"
+        time.sleep(0.2)
+
+
+def wait_for_end(folder: RunFolder) -> None:
+    wait_until(lambda: status(folder).get("state") in ("finished", "failed", "stopped"))
+    wait_until(lambda: folder.lease() is None)
+    assert status(folder)["state"] == "finished", status(folder)["reason"]
+
+
+def kill_one(folder: RunFolder, event: str) -> None:
+    """SIGKILL to the last process that said `event`."""
+    said = [line for line in history.read_events(folder.url) if line["event"] == event]
+    os.kill(said[-1]["pid"], signal.SIGKILL)
+
+
+def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
+    """Every step once, the same losses bit for bit, and the same final state."""
+    lines, expected = history.read_steps(folder.url), history.read_steps(other.url)
+    assert [line["step"] for line in lines] == list(range(1, NUM_STEPS + 1))
+    for name in ("loss", "kd_loss", "ce_loss", "grad_norm"):
+        assert [line[name].hex() for line in lines] == [line[name].hex() for line in expected]
+    assert status(folder)["digest"] == status(other)["digest"]
