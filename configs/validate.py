@@ -46,8 +46,11 @@ def parse_run(values: dict[str, Any], where: str) -> RunConfig:
             found = list(_faults_of(error, RunConfig))
             faults += [fault for fault in found if not fault.touches(unsound)]
             for fault in found:
-                unsound.add(fault.path)
-                _replace(rest, fault.path.split("."))
+                path = fault.path
+                while path in unsound and "." in path:  # without it the group is no better
+                    path = path.rpartition(".")[0]
+                unsound.add(path)
+                _replace(rest, path.split("."))
             continue
         faults += [fault for fault in find_faults(config) if not fault.touches(unsound)]
         if not faults:
@@ -121,6 +124,7 @@ def _nearest(name: str, paths: list[str], cutoff: float) -> str | None:
     for path in paths:
         by_name.setdefault(path.rpartition(".")[2], path)
     matches = difflib.get_close_matches(name, by_name, 1, cutoff)
+    matches += [known for known in by_name if name in known.split("_")]  # `lr` for `peak_lr`
     return by_name[matches[0]] if matches else None
 
 
