@@ -14,6 +14,7 @@ from configs.checks import Layout, layout
 from configs.run import ClusterConfig
 from configs.topology import slice_topology
 from orchestrator.fault_policy import Failure
+from orchestrator.ray_calls import start_actor
 from workers.student_host import NAMESPACE, train_loop
 
 # Ray Train looks after its workers this often; the default adds seconds to each end of a run.
@@ -28,7 +29,6 @@ def attempt_name(run_id: str, attempt: int) -> str:
     return f"attempt-{run_id}-{attempt:04d}"
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)
 class AttemptDriver:
     """Runs `fit()` in a thread, and says how it ended."""
 
@@ -53,12 +53,17 @@ class AttemptDriver:
 def start_attempt(run_id: str, attempt: int, payload: dict[str, Any], scratch: str) -> Any:
     """Starts the actor of an attempt, and with it the gang."""
     name = attempt_name(run_id, attempt)
-    return AttemptDriver.options(
+    return start_actor(
+        AttemptDriver,
+        *(payload, name, scratch),
+        num_cpus=0,
+        max_restarts=0,
+        max_concurrency=4,
         name=name,
         namespace=NAMESPACE,
         lifetime="detached",
         runtime_env={"env_vars": _TRAIN_ENVIRONMENT},
-    ).remote(payload, name, scratch)
+    )
 
 
 def failures_of(error: BaseException) -> tuple[Failure, ...]:

@@ -31,7 +31,6 @@ LOOK_AT_STORAGE_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=16)
 class ControllerActor:
     """One run's controller."""
 

@@ -11,6 +11,7 @@ from configs.checks import layout
 from configs.run import RunConfig
 from orchestrator.catalogue import committed_steps, read_checkpoint_entry
 from orchestrator.launch_spec import LaunchSpec
+from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder, absolute
 from workers.code_identity import code_digest, software
 from workers.corpus import list_files
@@ -45,7 +46,7 @@ def connect(address: str | None, num_cpus: float = 1) -> str:
     }
     if address is None:
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        context = ray.init(
+        ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
             include_dashboard=False,
@@ -54,14 +55,14 @@ def connect(address: str | None, num_cpus: float = 1) -> str:
         )
     else:
         try:
-            context = ray.init(address=address, **common)
+            ray.init(address=address, **common)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             first = str(error).strip().splitlines()[0]
             raise LaunchError(
                 f"--address {address}: no Ray cluster answers there ({first}); start one with "
                 f"`ray start --head`, or leave --address out to run on this machine"
             ) from error
-    return context.address_info["gcs_address"]
+    return ray.get_runtime_context().gcs_address
 
 
 def cpus_needed(config: RunConfig) -> float:
@@ -176,13 +177,19 @@ def start_controller(folder: RunFolder, address: str) -> Any:
     )
     from orchestrator.controller_actor import ControllerActor
 
-    controller = ControllerActor.options(
+    controller = start_actor(
+        ControllerActor,
+        spec,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=16,
         name=controller_name(spec.run_id),
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
-    ).remote(spec)
-    ray.get(controller.state.remote())
+    )
+    answer(controller.state.remote())
     return controller
 
 

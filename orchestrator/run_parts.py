@@ -6,12 +6,14 @@ import tempfile
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from configs.run import RunConfig
 from orchestrator import controller as machine
 from orchestrator.attempt import attempt_name, remove_leftover_placement_groups, start_attempt
 from orchestrator.fault_policy import DRIVER_DIED, Failure
 from orchestrator.launch_spec import LaunchSpec
+from orchestrator.ray_calls import answer, is_ready, start_actor
 from orchestrator.run_folder import RunFolder
 from orchestrator.teacher_pool import app_name
 from workers.evaluator_actor import EvaluatorActor
@@ -34,17 +36,17 @@ class PreparationPart:
         self._last: dict[str, Any] | None = None
 
     def start(self) -> None:
-        self._actor = _Preparer.options(runtime_env=_CPU).remote()
+        self._actor = start_actor(_Preparer, num_cpus=0, max_concurrency=2, runtime_env=_CPU)
         self._result = self._actor.prepare.remote(self._spec, self._config)
 
     def poll(self) -> list[machine.Event]:
-        if self._result is None or not ray.wait([self._result], timeout=0)[0]:
+        if self._result is None or not is_ready(self._result):
             return []
         try:
-            facts = ray.get(self._result)
-        except ray.exceptions.RayTaskError as error:
+            facts = answer(self._result)
+        except RayTaskError as error:
             return [machine.Broken(str(error.cause))]
-        except ray.exceptions.RayActorError:
+        except RayActorError:
             self.start()  # what it had made is found again
             return []
         self.kill()
@@ -56,10 +58,10 @@ class PreparationPart:
             return None
         if self._progress is None:
             self._progress = self._actor.progress.remote()
-        elif ray.wait([self._progress], timeout=0)[0]:
+        elif is_ready(self._progress):
             try:
-                self._last = ray.get(self._progress)
-            except ray.exceptions.RayError:
+                self._last = answer(self._progress)
+            except RayError:
                 self._last = None
             self._progress = None
         return self._last
@@ -70,7 +72,6 @@ class PreparationPart:
         self._actor = self._result = self._progress = self._last = None
 
 
-@ray.remote(num_cpus=0, max_concurrency=2)
 class _Preparer:
     def __init__(self) -> None:
         self._state: dict[str, Any] = {}
@@ -131,11 +132,11 @@ class AttemptPart:
                 self._driver = ray.get_actor(name, NAMESPACE)
             if self._outcome is None:
                 self._outcome = self._driver.outcome.remote()
-            if not ray.wait([self._outcome], timeout=0)[0]:
+            if not is_ready(self._outcome):
                 return []
-            ended, failures = ray.get(self._outcome)
+            ended, failures = answer(self._outcome)
             self._outcome = None
-        except (ray.exceptions.RayActorError, ValueError):
+        except (RayActorError, ValueError):
             ended = True
             message = "The actor that drives the students is gone"
             failures = (Failure(None, (DRIVER_DIED,), message),)
@@ -199,14 +200,14 @@ class EvaluationPart:
         self._result = self._actor.evaluate.remote(url)
 
     def poll(self) -> list[machine.Event]:
-        if self._result is None or not ray.wait([self._result], timeout=0)[0]:
+        if self._result is None or not is_ready(self._result):
             return []
         result, self._result = self._result, None
         try:
-            evaluation = ray.get(result)
-        except ray.exceptions.RayTaskError as error:
+            evaluation = answer(result)
+        except RayTaskError as error:
             return [machine.EvaluationFailed(self._step, str(error.cause), retry=False)]
-        except ray.exceptions.RayActorError as error:
+        except RayActorError as error:
             self._actor = None
             return [machine.EvaluationFailed(self._step, str(error), retry=True)]
         self._folder.write_evaluation(evaluation)
@@ -227,8 +228,11 @@ class EvaluationPart:
             compute_dtype=self._config.compute_dtype,
             teacher_url=self._spec.teacher_url if self._config.evaluation.kl_to_teacher else None,
         )
-        actor = ray.remote(num_cpus=self._config.evaluation.cpus)(EvaluatorActor)
-        name = f"evaluator-{self._spec.run_id}"
-        return actor.options(runtime_env=_CPU, name=name, namespace=NAMESPACE).remote(
-            job, self._spec.run_url, self._spec.code
+        return start_actor(
+            EvaluatorActor,
+            *(job, self._spec.run_url, self._spec.code),
+            num_cpus=self._config.evaluation.cpus,
+            runtime_env=_CPU,
+            name=f"evaluator-{self._spec.run_id}",
+            namespace=NAMESPACE,
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import ProxyLocation
 
 from configs.run import TeacherConfig
@@ -46,7 +47,7 @@ class TeacherPool:
         """Replicas by state, such as RUNNING or STARTING; {} where there is no pool."""
         try:
             application = serve.status().applications.get(self._app)
-        except ray.exceptions.RayError:
+        except RayError:
             return {}  # Serve's controller is on its way back
         if application is None or DEPLOYMENT not in application.deployments:
             return {}

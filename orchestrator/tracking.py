@@ -5,10 +5,12 @@ import os
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from configs.run import RunConfig, TrackingConfig
 from orchestrator.history import new_steps
 from orchestrator.launch_spec import LaunchSpec
+from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder
 from workers.record import LogSegments
 
@@ -21,7 +23,7 @@ class TrackingPart:
     def __init__(self, run_url: str, config: RunConfig, spec: LaunchSpec):
         self._actor: Any = None
         if config.tracking.wandb != "off":
-            self._actor = _Mirror.remote(spec, config)
+            self._actor = start_actor(_Mirror, spec, config, num_cpus=0, max_restarts=-1)
 
     def gauge(self, status: dict[str, Any]) -> None:
         """A new state of things, to be mirrored with the steps since."""
@@ -33,8 +35,8 @@ class TrackingPart:
         if self._actor is None:
             return
         try:
-            ray.get(self._actor.finish.remote(), timeout=20)
-        except (ray.exceptions.RayError, TimeoutError) as error:
+            answer(self._actor.finish.remote(), timeout_s=20)
+        except (RayError, TimeoutError) as error:
             _log.warning("W&B did not finish: %s", error)
         ray.kill(self._actor)
 
@@ -46,7 +48,6 @@ def wandb_mode(config: TrackingConfig, has_key: bool) -> str:
     return config.wandb
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
 class _Mirror:
     """Tails the record into one W&B run, under the run's own id across all restarts."""
 

@@ -144,7 +144,7 @@ def read_meta(url: str) -> CheckpointMeta:
     """
     if not exists(join(url, "commit_success.txt")):
         raise ValueError(f"There is no complete checkpoint at {url}")
-    values = ocp.checkpointables_metadata(url).custom_metadata
+    values: Any = ocp.checkpointables_metadata(url).custom_metadata
     if not isinstance(values, dict) or "format_version" not in values:
         raise ValueError(f"{url} is an Orbax checkpoint, but not one of Stillhouse")
     if values["format_version"] != FORMAT_VERSION:

@@ -7,7 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from model.losses import full_kl, next_token_loss
 from model.tokenizer import Tokenizer
@@ -15,7 +15,7 @@ from model.transformer import hidden_states, unembed
 from workers.cache import cache_dir
 from workers.checkpoint import load_params, read_meta
 from workers.jobs import EvaluationJob
-from workers.rows import RowReader, batch_arrays
+from workers.rows import BatchArrays, RowReader, batch_arrays
 from workers.storage import read_bytes
 from workers.train_step import Batch, Params
 
@@ -45,7 +45,7 @@ class Evaluator:
         self._job = job
         tokenizer = Tokenizer.load(read_bytes(job.tokenizer_url))
         self._tokenizer_digest = tokenizer.digest
-        self._piece_bytes = np.asarray(tokenizer.piece_bytes())
+        self._piece_bytes = jnp.asarray(tokenizer.piece_bytes())
         self._batches = _held_out_batches(job)
         self._teacher = None if job.teacher_url is None else load_params(job.teacher_url)
         self._sums = jax.jit(self._batch_sums, static_argnames="model")
@@ -72,7 +72,7 @@ class Evaluator:
             loss += float(loss_sum)
             kl += float(kl_sum)
             num_tokens += int(batch.mask.sum())
-            num_bytes += int(self._piece_bytes[batch.labels][batch.mask].sum())
+            num_bytes += int(jnp.where(batch.mask, self._piece_bytes[batch.labels], 0).sum())
         return Evaluation(
             step=meta.step,
             loss=loss / num_tokens,
@@ -118,12 +118,11 @@ def _held_out_batches(job: EvaluationJob) -> list[Batch]:
     batches = []
     for start in range(0, len(ids), job.rows_per_batch):
         part = ids[start : start + job.rows_per_batch]
-        batches.append(
-            Batch(*(_padded(x, job.rows_per_batch) for x in batch_arrays(reader.read(part))))
-        )
+        batches.append(_padded_batch(batch_arrays(reader.read(part)), job.rows_per_batch))
     return batches
 
 
-def _padded(array: Int[np.ndarray, "B T"], num_rows: int) -> Int[np.ndarray, "R T"]:
+def _padded_batch(arrays: BatchArrays, num_rows: int) -> Batch:
     """Rows of zeros up to the compiled shape; their mask is zero as well."""
-    return np.pad(array, ((0, num_rows - len(array)), (0, 0)))
+    padded = (np.pad(array, ((0, num_rows - len(array)), (0, 0))) for array in arrays)
+    return Batch(*(jnp.asarray(array) for array in padded))

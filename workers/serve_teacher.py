@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import ray
 from ray import serve
@@ -63,7 +64,7 @@ class ServeSource:
     def ask(self, request: TargetRequest) -> Iterator[Answer]:
         try:
             handle = serve.get_deployment_handle(DEPLOYMENT, self._app)
-            response = handle.options(method_name="score", stream=True).remote(request)
+            response: Any = handle.options(method_name="score", stream=True).remote(request)
             refs = response._to_object_ref_gen_sync(self._answer_within_s)
             while True:
                 ref = refs._next_sync(self._answer_within_s)

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
 
 from configs.run import RunConfig
 from workers.jobs import StudentJob
@@ -43,7 +44,7 @@ class Heartbeat:
     def __init__(self, run_id: str, attempt: int):
         self._name = controller_name(run_id)
         self._attempt = attempt
-        self._signal = 0
+        self._signal: Any = 0
         self._line: dict[str, Any] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
@@ -65,7 +66,7 @@ class Heartbeat:
                 controller = ray.get_actor(self._name, NAMESPACE)
                 answer = controller.heartbeat.remote(self._attempt, self._line)
                 self._signal = ray.get(answer, timeout=10)
-            except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
+            except (RayError, ValueError, TimeoutError) as error:
                 # It restarts by itself; the students train on meanwhile.
                 _log.info("The controller does not answer: %s", error)
 

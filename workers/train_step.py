@@ -123,7 +123,7 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
         state: TrainState, batch: Batch, encoded: Encoded, signals: Int32[Array, " N"]
     ) -> tuple[TrainState, StepMetrics]:
         grad_sums = jax.grad(
-            lambda params, part: loss_sums(params, *part, config, codec), has_aux=True
+            lambda params, part: loss_sums(params, part[0], part[1], config, codec), has_aux=True
         )
         if num_parts == 1:
             grads, sums = grad_sums(state.params, (batch, encoded))
