@@ -205,7 +205,7 @@ def bytes_per_token(codec: Codec, vocab_size: int) -> int:
 CODECS: dict[str, type[HybridCodec]] = {"hybrid": HybridCodec}
 
 
-def make_codec(kind: str, **params: float) -> Codec:
+def make_codec(kind: str, **params: int | float) -> Codec:
     """Build a codec by its kind, one of `CODECS`, and parameters.
 
     Raises:

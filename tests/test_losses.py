@@ -67,7 +67,7 @@ def test_masked_positions_stay_out_even_when_they_are_not_finite(logits, mask):
     clean, weight = next_token_loss(logits, labels, mask)
     spoilt = jnp.where(mask[..., None], logits, jnp.nan)
     assert next_token_loss(spoilt, labels, mask) == (clean, weight)
-    assert next_token_loss(logits, labels, mask * 0) == (0, 0)
+    assert next_token_loss(logits, labels, jnp.zeros_like(mask)) == (0, 0)
 
 
 def test_kl_ignores_rows_that_neither_model_can_emit(logits, mask):
