@@ -76,14 +76,15 @@ def run(source: str, settings: tuple[str, ...], address: str | None, check: bool
 
 
 def _run_one(config: RunConfig, address: str | None) -> int:
+    from orchestrator.follow import is_under_way
     from orchestrator.launch import run_folder
     from orchestrator.recipe import launch_and_follow
 
     folder = run_folder(config)
-    if folder.exists() and (lease := folder.lease()) is not None:
+    if folder.exists() and is_under_way(folder, console):
         if folder.config() != config:
             raise ValueError(
-                f"A run {config.name!r} with other settings is under way on {lease['address']}; "
+                f"A run {config.name!r} with other settings is under way; "
                 f"choose another name, or `stillhouse stop {config.name}` first"
             )
         console.print(f"{config.name} is under way already; following it", highlight=False)

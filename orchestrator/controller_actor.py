@@ -196,10 +196,13 @@ class ControllerActor:
 
     def _leave(self) -> None:
         """The end of a run: last words, and this actor itself."""
-        self._show()
-        self._tracking.finish()
-        self._events.close()
-        self._folder.release_lease()
+        try:
+            self._show()
+            self._tracking.finish()
+            self._events.close()
+            self._folder.release_lease()
+        except OSError:
+            _log.exception("Storage does not take the run's last words; its lease runs out")
         me = ray.get_actor(controller_name(self._spec.run_id), NAMESPACE)
         ray.kill(me, no_restart=True)
 

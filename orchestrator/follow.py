@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from orchestrator.controller import State
-from orchestrator.history import read_events
-from orchestrator.run_folder import LEASE_EXPIRY_S, RunFolder
+from orchestrator.history import Tail
+from orchestrator.run_folder import LEASE_EXPIRY_S, LEASE_RENEWAL_S, RunFolder
+from workers.record import EVENTS
 
 LOOK_EVERY_S = 0.5
 EXIT_STOPPED = 130
@@ -23,6 +24,24 @@ _SHOWN_EVENTS = {
     "evaluation_failed": "step {step}: not evaluated: {message}",
     "scaled": "teachers: {before} → {teachers}",
 }
+
+
+def is_under_way(folder: RunFolder, console: Console) -> bool:
+    """Whether a controller works on the run.
+
+    A lease that was left by one that died is not renewed; until that is certain, this waits.
+    """
+    lease = first = folder.lease()
+    told = False
+    while lease is not None and first is not None:
+        if lease["renewed_s"] != first["renewed_s"]:
+            return True
+        if not told and time.time() - lease["renewed_s"] > 2 * LEASE_RENEWAL_S:
+            console.print(f"Waiting for the lease on {folder.name} to run out", highlight=False)
+            told = True
+        time.sleep(LOOK_EVERY_S)
+        lease = folder.lease()
+    return False
 
 
 class LostRunError(RuntimeError):
@@ -39,13 +58,14 @@ def follow(folder: RunFolder, console: Console) -> int:
     """
     with _asking_to_stop(folder, console), _progress(console) as bar:
         task = bar.add_task("waiting", total=None)
-        num_events = 0
+        events = Tail(folder.url, EVENTS)
+        events.new()  # told before
         seen_s = time.monotonic()
         while True:
             status = folder.status()
             if status is not None:
                 _update(bar, task, status)
-                num_events = _tell_events(folder, console, num_events)
+                _tell_events(events.new(), console)
                 if State(status["state"]).is_terminal and folder.lease() is None:
                     break
             if folder.lease() is not None:
@@ -72,12 +92,11 @@ def describe_status(status: dict[str, Any]) -> str:
     return f"{status['state']} · loss {line['loss']:.3f} · {rate:,.0f} tokens/s · wait {wait:.0%}"
 
 
-def _tell_events(folder: RunFolder, console: Console, num_told: int) -> int:
-    events = read_events(folder.url)
-    for event in events[num_told:]:
+def _tell_events(events: list[dict[str, Any]], console: Console) -> None:
+    for event in events:
         if event["event"] in _SHOWN_EVENTS:
-            console.print(f"  {_SHOWN_EVENTS[event['event']].format(**event)}", highlight=False)
-    return len(events)
+            text = _SHOWN_EVENTS[event["event"]].format(**event)
+            console.print(f"  {text}", highlight=False, markup=False)
 
 
 def _update(bar: Progress, task: Any, status: dict[str, Any]) -> None:

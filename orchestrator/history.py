@@ -42,16 +42,20 @@ def merge_steps(segments: Iterable[tuple[str, list[Line]]]) -> list[Line]:
     return [_with_stalls(steps[step], stalls) for step in sorted(steps)]
 
 
-def new_steps(run_url: str, seen: set[str]) -> list[Line]:
-    """Step lines of the first hosts' segments that are not in `seen`, which takes them in.
+class Tail:
+    """What comes new into one of a run's folders of segments, each line once."""
 
-    After an OSError `seen` is as it was, so that the next call finds the same lines.
-    """
-    names = [name for name in list_names(join(run_url, STEPS)) if name.endswith(".jsonl")]
-    names = [name for name in names if name not in seen]
-    lines = [line for name in names for line in _read_segment(join(run_url, STEPS, name))]
-    seen.update(names)
-    return [line for line in lines if "loss" in line]
+    def __init__(self, run_url: str, folder: str):
+        self._url = join(run_url, folder)
+        self._seen: set[str] = set()
+
+    def new(self) -> list[Line]:
+        """Lines of the segments since the last call; after an OSError the next call has them."""
+        names = [name for name in list_names(self._url) if name.endswith(".jsonl")]
+        names = [name for name in names if name not in self._seen]
+        lines = [line for name in names for line in _read_segment(join(self._url, name))]
+        self._seen.update(names)
+        return lines
 
 
 def read_events(run_url: str) -> list[Line]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import ray
 
-from configs.checks import layout
 from configs.run import RunConfig
 from orchestrator.catalogue import committed_steps, read_checkpoint_entry
 from orchestrator.launch_spec import LaunchSpec
@@ -68,7 +67,8 @@ def connect(address: str | None, num_cpus: float = 1) -> str:
 def cpus_needed(config: RunConfig) -> float:
     """CPUs that a run books when all of it runs."""
     teachers = config.teacher.cpus_per_replica * config.teacher.replicas if config.teacher else 0
-    hosts = layout(config).num_hosts * config.cluster.cpus_per_host
+    on_cpu = config.cluster.accelerator == "cpu"
+    hosts = config.cluster.num_hosts * config.cluster.cpus_per_host if on_cpu else 0
     return teachers + hosts + config.evaluation.cpus
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from configs.load import ConfigError, Fault, parse_run, read_source, set_path
 from configs.run import RecipeConfig, RunConfig
 from configs.settings import changed_settings
-from orchestrator.follow import follow
+from orchestrator.follow import follow, is_under_way
 from orchestrator.launch import (
     connect,
     cpus_needed,
@@ -41,7 +41,7 @@ def resume_and_follow(
     Raises:
         ConfigError: a setting that may not change, or does not fit.
     """
-    if folder.lease() is not None:
+    if is_under_way(folder, console):
         if settings:
             raise ValueError(f"{folder.name} is under way; stop it before changing its settings")
         console.print(f"{folder.name} is under way; following it", highlight=False)

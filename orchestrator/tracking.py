@@ -8,11 +8,11 @@ import ray
 from ray.exceptions import RayError
 
 from configs.run import RunConfig, TrackingConfig
-from orchestrator.history import new_steps
+from orchestrator.history import Tail
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder
-from workers.record import LogSegments
+from workers.record import STEPS, LogSegments
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class _Mirror:
         logging.getLogger().addHandler(LogSegments(spec.run_url, "wandb"))
         self._folder = RunFolder(spec.storage_url, spec.name)
         self._spec, self._config = spec, config
-        self._seen: set[str] = set()
+        self._tail = Tail(spec.run_url, STEPS)
         position = self._folder.tracking()
         self._last_step = position["step"]
         self._evaluated = set(position["evaluated"])
@@ -98,8 +98,8 @@ class _Mirror:
         return run
 
     def _mirror(self, status: dict[str, Any]) -> None:
-        for line in new_steps(self._spec.run_url, self._seen):
-            if line["step"] > self._last_step:
+        for line in self._tail.new():
+            if "loss" in line and line["step"] > self._last_step:
                 self._run.log(_train_metrics(line))
                 self._last_step = line["step"]
         for evaluation in self._folder.evaluations():

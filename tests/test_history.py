@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import history
-from orchestrator.history import merge_steps, new_steps, read_events, read_logs, read_steps
+from orchestrator.history import Tail, merge_steps, read_events, read_logs, read_steps
 from workers.record import STEPS, EventWriter, SegmentWriter
 from workers.storage import join
 
@@ -65,7 +65,7 @@ def test_nothing_written_is_nothing_read(tmp_path):
     assert merge_steps([]) == []
     for read in (read_steps, read_events, read_logs):
         assert read(str(tmp_path)) == []
-    assert new_steps(str(tmp_path), set()) == []
+    assert Tail(str(tmp_path), STEPS).new() == []
 
 
 @dataclasses.dataclass
@@ -154,8 +154,13 @@ def test_the_record_on_storage_is_read_as_it_was_written(tmp_path):
     assert steps_and_attempts(read_steps(run)) == expected
 
 
-def test_new_steps_are_told_once(tmp_path):
-    run, seen = str(tmp_path), set()
+def new_steps(tail: Tail) -> list[dict[str, Any]]:
+    return [line for line in tail.new() if "loss" in line]
+
+
+def test_new_lines_are_told_once(tmp_path):
+    run = str(tmp_path)
+    tail = Tail(run, STEPS)
     first = SegmentWriter(join(run, STEPS), "a0001-h0000", NEVER_S)
     other = SegmentWriter(join(run, STEPS), "a0001-h0001", NEVER_S)
     first.append({"attempt": 1, "start_step": 0})
@@ -163,16 +168,17 @@ def test_new_steps_are_told_once(tmp_path):
     other.append({"step": 1, "stall_s": {"data": 1.0}})
     first.flush()
     other.flush()
-    assert steps_and_attempts(new_steps(run, seen)) == [(1, 1)]
-    assert new_steps(run, seen) == []
+    assert steps_and_attempts(new_steps(tail)) == [(1, 1)]
+    assert new_steps(tail) == []
     first.append(step_line(1, 2))
     first.close()
     other.close()
-    assert steps_and_attempts(new_steps(run, seen)) == [(2, 1)]
+    assert steps_and_attempts(new_steps(tail)) == [(2, 1)]
 
 
-def test_new_steps_are_told_later_where_reading_fails(tmp_path, monkeypatch):
-    run, seen = str(tmp_path), set()
+def test_new_lines_are_told_later_where_reading_fails(tmp_path, monkeypatch):
+    run = str(tmp_path)
+    tail = Tail(run, STEPS)
     for attempt in (1, 2):
         writer = SegmentWriter(join(run, STEPS), f"a{attempt:04d}-h0000", NEVER_S)
         writer.append(step_line(attempt, attempt))
@@ -187,8 +193,8 @@ def test_new_steps_are_told_later_where_reading_fails(tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(history, "read_bytes", fail_on_the_second)
         with pytest.raises(OSError, match="out of reach"):
-            new_steps(run, seen)
-    assert steps_and_attempts(new_steps(run, seen)) == [(1, 1), (2, 2)]
+            new_steps(tail)
+    assert steps_and_attempts(new_steps(tail)) == [(1, 1), (2, 2)]
 
 
 def test_events_come_in_the_order_of_time_and_then_of_their_writer(tmp_path):

@@ -148,7 +148,10 @@ def exists(url: str) -> bool:
 
 
 def list_names(url: str) -> list[str]:
-    """Sorted names of what lies directly in a folder; none where there is no folder."""
+    """Sorted names of what lies directly in a folder; none where there is no folder.
+
+    Files that are still being written have hidden names, and are left out.
+    """
     fs, path = open_storage(url)
     with naming("listing", url):
         try:
@@ -156,7 +159,7 @@ def list_names(url: str) -> list[str]:
         except FileNotFoundError:
             return []
     names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
-    return sorted(name for name in names if name)
+    return sorted(name for name in names if name and not name.startswith("."))
 
 
 def list_tree(url: str) -> dict[str, int]:
