@@ -1,7 +1,6 @@
 """The student's training loop on one host of the gang. Knows nothing of Ray."""
 
 import dataclasses
-import functools
 import os
 import platform
 import time
@@ -23,10 +22,11 @@ from workers.checkpoint import (
 )
 from workers.jobs import StudentJob
 from workers.record import STEPS, EventWriter, SegmentWriter
-from workers.rows import RowId, RowReader, Rows, batch_arrays, row_at
+from workers.rows import RowReader
+from workers.step_rows import StepRows
 from workers.storage import join
 from workers.target_stream import TargetStream
-from workers.targets_protocol import TargetRequest, TargetSource, TargetSpec
+from workers.targets_protocol import TargetSource, TargetSpec
 from workers.teacher import codec_of
 from workers.train_step import (
     Batch,
@@ -77,10 +77,8 @@ class Student:
         self._events = EventWriter(job.run_url, f"student-{writer}")
         self._record = SegmentWriter(join(job.run_url, STEPS), writer, config.record.flush_s)
         self._saver = CheckpointWriter(job.run_url, self._committed)
-        self._reader = RowReader.open(job.storage_url, job.dataset_digest, "train", cache_dir())
-        self._weights = [source.weight for source in config.data.sources]
-        self._local_rows = _local_rows(self._mesh, config.batch.rows)
-        self._rows = functools.lru_cache(maxsize=32)(self._read_rows)
+        reader = RowReader.open(job.storage_url, job.dataset_digest, "train", cache_dir())
+        self._rows = StepRows(reader, config, _local_rows(self._mesh, config.batch.rows))
         self._state = self._initial_state()
         self._codec = None
         self._stream = None
@@ -120,13 +118,14 @@ class Student:
                     stopped = self._settle(before)
                 before = dispatched
                 if stopped or self._checkpoint_due(dispatched.step):
-                    self._settle(dispatched)
+                    stopped |= self._settle(dispatched)
                     before = None
                     self._save()
                 if stopped:
                     break
             self._saver.wait()
         finally:
+            self._rows.close()
             if self._stream is not None:
                 self._stream.close()
         meta = self._describe()
@@ -137,7 +136,7 @@ class Student:
     def _dispatch(self, index: int) -> _Dispatched:
         """Gathers the inputs of a step and puts it on the devices."""
         began = time.perf_counter()
-        batch = Batch(*(self._global(array) for array in batch_arrays(self._rows(index))))
+        batch = Batch(*(self._global(array) for array in self._rows.batch(index)))
         data_s = time.perf_counter() - began
         encoded: dict[str, Any] = {}
         teacher_s = wire_s = decode_s = 0.0
@@ -227,19 +226,9 @@ class Student:
         assert self._codec is not None
         spec = TargetSpec(job.dataset_digest, job.teacher_digest, self._codec.name, job.config.seed)
 
-        def request_of(index: int) -> TargetRequest:
-            batch = batch_arrays(self._rows(index))
-            return TargetRequest(
-                spec,
-                self._row_ids(index),
-                batch.inputs,
-                batch.segments,
-                batch.positions,
-            )
-
         return TargetStream(
             source,
-            request_of,
+            lambda index: self._rows.request(index, spec),
             range(job.start.step, job.config.steps),
             prefetch_steps=job.config.teacher.prefetch_steps,
             retry_for_s=job.config.teacher.retry_for_s,
@@ -247,17 +236,6 @@ class Student:
                 "teacher_retry", step=index + 1, reason=str(error)
             ),
         )
-
-    def _row_ids(self, index: int) -> tuple[RowId, ...]:
-        """This host's rows of a step: a pure function of the seed and the step."""
-        first = index * self._job.config.batch.rows
-        return tuple(
-            row_at(self._reader.manifest, self._weights, self._job.config.seed, first + row)
-            for row in self._local_rows
-        )
-
-    def _read_rows(self, index: int) -> Rows:
-        return self._reader.read(self._row_ids(index))
 
     def _global(self, local: np.ndarray) -> jax.Array:
         """This host's rows as its part of the global batch."""

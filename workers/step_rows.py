@@ -1,0 +1,59 @@
+"""The rows of each step: named by a pure function, read a little ahead."""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+from configs.run import RunConfig
+from workers.rows import BatchArrays, RowId, RowReader, Rows, batch_arrays, row_at
+from workers.targets_protocol import TargetRequest, TargetSpec
+
+_READ_AHEAD_STEPS = 2
+_KEPT_STEPS = 64
+
+
+class StepRows:
+    """One host's rows of every step.
+
+    Args:
+        reader: of the training rows.
+        config: gives seed, weights and rows per step.
+        local_rows: this host's places in the global batch.
+    """
+
+    def __init__(self, reader: RowReader, config: RunConfig, local_rows: range):
+        self._reader = reader
+        self._weights = [source.weight for source in config.data.sources]
+        self._seed = config.seed
+        self._rows_per_step = config.batch.rows
+        self._local_rows = local_rows
+        self._rows = functools.lru_cache(maxsize=_KEPT_STEPS)(self._read)
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="rows")
+
+    def ids(self, index: int) -> tuple[RowId, ...]:
+        """The names of the rows of step `index`, counted from 0."""
+        first = index * self._rows_per_step
+        return tuple(
+            row_at(self._reader.manifest, self._weights, self._seed, first + row)
+            for row in self._local_rows
+        )
+
+    def batch(self, index: int) -> BatchArrays:
+        """What the model reads at step `index`; the steps after it are then read ahead."""
+        arrays = batch_arrays(self._rows(index))
+        for later in range(index + 1, index + 1 + _READ_AHEAD_STEPS):
+            self._ahead.submit(self._rows, later)
+        return arrays
+
+    def request(self, index: int, spec: TargetSpec) -> TargetRequest:
+        """What the teacher is asked for step `index`."""
+        arrays = batch_arrays(self._rows(index))
+        return TargetRequest(
+            spec, self.ids(index), arrays.inputs, arrays.segments, arrays.positions
+        )
+
+    def close(self) -> None:
+        """Ends reading ahead."""
+        self._ahead.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, index: int) -> Rows:
+        return self._reader.read(self.ids(index))
