@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from configs.checks import Layout, layout
@@ -79,13 +80,24 @@ def _failure(host: int | None, error: BaseException) -> Failure:
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
-        link = getattr(link, "cause", None) or link.__cause__
+        link = _behind(link)
     # The innermost error says what went wrong; what wraps it only says where it passed.
     names = tuple(name for link in chain for name in _class_names(link))
     return Failure(host, names, _sentence(chain[-1]))
 
 
+def _behind(error: BaseException) -> BaseException | None:
+    """What an error wraps: Ray keeps it under names of its own."""
+    for name in ("cause", "controller_failure", "health_check_failure", "__cause__"):
+        if isinstance(wrapped := getattr(error, name, None), BaseException):
+            return wrapped
+    return None
+
+
 def _class_names(error: BaseException) -> list[str]:
+    # Ray tells this by a property of an ordinary death, Ray Train by a class.
+    if isinstance(error, RayActorError) and error.preempted:
+        return ["PreemptionError"]
     return [c.__name__ for c in type(error).__mro__ if c not in (Exception, BaseException, object)]
 
 
@@ -118,7 +130,10 @@ def _trainer(payload: dict[str, Any], name: str, scratch: str) -> Any:
     run_config = RunConfig(
         name=name,
         storage_path=scratch,
-        failure_config=FailureConfig(max_failures=0),
+        # Unset limits would have Ray Train start the gang again by itself, from the old checkpoint.
+        failure_config=FailureConfig(
+            max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+        ),
         worker_runtime_env={"env_vars": _host_environment(config.cluster, plan)},
     )
     if config.cluster.accelerator == "cpu":

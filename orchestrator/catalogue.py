@@ -1,5 +1,6 @@
 """Which checkpoints a run has, and which of them are kept."""
 
+import math
 from collections.abc import Collection, Mapping
 
 from configs.run import CheckpointConfig
@@ -27,7 +28,11 @@ def steps_to_delete(
 ) -> list[int]:
     """Steps that no rule keeps: neither the latest, nor the best, nor pinned."""
     latest = sorted(steps)[-config.keep_latest :]
-    judged = sorted((value, step) for step, value in bits_per_byte.items() if step in steps)
+    judged = sorted(
+        (value, step)
+        for step, value in bits_per_byte.items()
+        if step in steps and not math.isnan(value)
+    )
     best = [step for _, step in judged[: config.keep_best]]
     return sorted(set(steps) - set(latest) - set(best) - set(pinned))
 

@@ -39,10 +39,8 @@ class _Group(click.Group):
 
         try:
             return super().invoke(ctx)
-        except (ConfigError, ValueError, LostRunError) as error:
-            console.print(f"Error: {error}", style="red", markup=False, highlight=False)
-        except OSError as error:
-            console.print(f"Error: {error}", style="red", markup=False, highlight=False)
+        except (ConfigError, ValueError, OSError, LostRunError) as error:
+            click.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(2)
 
 

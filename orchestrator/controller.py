@@ -261,11 +261,11 @@ class Controller:
             self._end(State.FAILED, event.reason)
 
     def _on_stepped(self, event: Stepped, now_s: float) -> None:
-        if event.attempt == self.snapshot.attempt and self.snapshot.state is State.STARTING:
+        if self._is_alive(event.attempt) and self.snapshot.state is State.STARTING:
             self._go(State.TRAINING)
 
     def _on_finished(self, event: AttemptFinished, now_s: float) -> None:
-        if event.attempt != self.snapshot.attempt:
+        if not self._is_alive(event.attempt):
             return
         self._set(digest=event.digest)
         self._say(
@@ -281,7 +281,7 @@ class Controller:
             self._go(State.EVALUATING)
 
     def _on_failed(self, event: AttemptFailed, now_s: float) -> None:
-        if event.attempt != self.snapshot.attempt:
+        if not self._is_alive(event.attempt):
             return
         kind, failure = cause(event.failures)
         self._say(
@@ -342,14 +342,20 @@ class Controller:
         now = self.snapshot
         if now.state is State.RECOVERING and now_s >= now.relaunch_at_s:
             self._launch()
-        if now.state is State.STOPPING and now.kill_at_s and now_s >= now.kill_at_s:
-            self._set(kill_at_s=0.0)
+        if now.state is State.STOPPING and now_s >= now.kill_at_s:
+            # Once more later, should this be lost with the controller.
+            self._set(kill_at_s=now_s + STOP_WITHIN_S)
             self._actions.append(KillAttempt(now.attempt))
         if not now.state.is_terminal:
             self._evaluate_next()
             self._retain()
         if self.snapshot.state is State.EVALUATING and not self._waiting():
             self._end(State.FINISHED, None)
+
+    def _is_alive(self, attempt: int) -> bool:
+        """Whether an attempt is the one under way; what others still say is of the past."""
+        under_way = (State.STARTING, State.TRAINING, State.STOPPING)
+        return attempt == self.snapshot.attempt and self.snapshot.state in under_way
 
     def _launch(self) -> None:
         self._set(attempt=self.snapshot.attempt + 1)

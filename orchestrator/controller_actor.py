@@ -78,8 +78,10 @@ class ControllerActor:
         self._events.say("controller_started", life=self._life, state=snapshot.state.value)
         if snapshot.state is State.PREPARING:
             self._preparation.start()
-        elif not snapshot.state.is_terminal and self._pool is not None:
-            self._pool.ensure(snapshot.teachers)
+        elif snapshot.state.is_terminal:
+            self._release()  # the last life may not have come to it
+        elif self._pool is not None:
+            self._pool.scale(snapshot.teachers)
 
     def _make_pool(self) -> TeacherPool | None:
         if not self._config.distilled:
@@ -108,13 +110,18 @@ class ControllerActor:
     def _turn(self) -> None:
         now_s = time.time()
         events = [machine.Ticked(), *self._poll()]
+        commands: list[tuple[str, dict[str, Any]]] = []
         look = now_s - self._looked_at_s >= LOOK_AT_STORAGE_S
         if look or any(isinstance(event, machine.AttemptFinished) for event in events):
             # Before an end is taken in, its last checkpoint has to be known.
             self._looked_at_s = now_s
-            events[1:1] = self._look_at_storage()
+            commands = self._folder.commands()
+            events[1:1] = [_event_of(command) for _, command in commands] + self._look_for_steps()
         for event in events:
             self._take_in(event, now_s)
+        for name, _ in commands:
+            # Only now is it remembered; to take a command in twice does no harm.
+            self._folder.take(name)
         if look:
             self._show()
         if now_s - self._renewed_at_s >= LEASE_RENEWAL_S:
@@ -136,15 +143,9 @@ class ControllerActor:
             events.append(machine.Broken(reason))
         return events
 
-    def _look_at_storage(self) -> list[machine.Event]:
-        events: list[machine.Event] = []
-        for name, command in self._folder.commands():
-            events.append(_event_of(command))
-            self._folder.take(name)
+    def _look_for_steps(self) -> list[machine.Event]:
         steps = tuple(catalogue.committed_steps(self._folder.url))
-        if steps != self._machine.snapshot.steps:
-            events.append(machine.Committed(steps))
-        return events
+        return [machine.Committed(steps)] if steps != self._machine.snapshot.steps else []
 
     def _take_in(self, event: machine.Event, now_s: float) -> None:
         before = self._machine.snapshot

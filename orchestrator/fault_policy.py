@@ -79,6 +79,8 @@ _USER = {
     "CorruptCheckpointError",
     "TeacherUnavailableError",
 }
+# OSErrors that the next try may not meet.
+_PASSING = {"ConnectionError", "TimeoutError"}
 _ORDER = [
     ({DRIVER_DIED}, FaultKind.DRIVER_DIED),
     (_PREEMPTIONS, FaultKind.PREEMPTED),
@@ -97,7 +99,8 @@ def cause(failures: tuple[Failure, ...]) -> tuple[FaultKind, Failure]:
     assert failures, "an attempt that failed says how"
     for names, kind in _ORDER:
         for failure in failures:
-            if names.intersection(failure.error_types):
+            passing = names is _USER and not _PASSING.isdisjoint(failure.error_types)
+            if not passing and not names.isdisjoint(failure.error_types):
                 return kind, failure
     for failure in failures:
         if _ECHOES.intersection(failure.error_types):
@@ -119,4 +122,4 @@ def decide(
             f"{kind.value} happened {times}, and faults.{kind.value} allows {budget}; "
             f"the last one: {message}"
         )
-    return Relaunch(min(_FIRST_PAUSE_S * 2**count, _LONGEST_PAUSE_S) if count else 0.0)
+    return Relaunch(min(_FIRST_PAUSE_S * 2 ** min(count - 1, 10), _LONGEST_PAUSE_S) if count else 0)

@@ -61,15 +61,14 @@ def run_recipe(
     configs = recipe_configs(recipe)
     for config in configs:
         folder = run_folder(config)
-        state = (folder.status() or {}).get("state") if folder.exists() else None
-        if state == "finished":
+        if (folder.status() or {}).get("state") == "finished":
             console.print(f"{config.name} is finished already", highlight=False)
             continue
-        if state is None:
-            connect(address, max(cpus_needed(each) for each in configs))
-            code = launch_and_follow(config, address, console)
-        else:
+        connect(address, max(cpus_needed(each) for each in configs))
+        if folder.exists():
             code = resume_and_follow(folder, (), address, console)
+        else:
+            code = launch_and_follow(config, address, console)
         if code:
             return code
     folders = [run_folder(config) for config in configs]

@@ -207,7 +207,7 @@ class EvaluationPart:
             evaluation = answer(result)
         except RayTaskError as error:
             return [machine.EvaluationFailed(self._step, str(error.cause), retry=False)]
-        except RayActorError as error:
+        except RayError as error:
             self._actor = None
             return [machine.EvaluationFailed(self._step, str(error), retry=True)]
         self._folder.write_evaluation(evaluation)

@@ -29,11 +29,6 @@ class TeacherPool:
         self._removed = False
         self._failure: str | None = None
 
-    def ensure(self, replicas: int) -> None:
-        """After a restart: so many replicas, unless the pool is there already."""
-        if not self.status():
-            self.scale(replicas)
-
     def scale(self, replicas: int) -> None:
         """Asks for so many replicas; those that run go on running."""
         self._wanted = replicas

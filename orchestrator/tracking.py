@@ -56,6 +56,7 @@ class _Mirror:
         self._folder = RunFolder(spec.storage_url, spec.name)
         self._spec, self._config = spec, config
         self._tail = Tail(spec.run_url, STEPS)
+        self._waiting: list[dict[str, Any]] = []
         position = self._folder.tracking()
         self._last_step = position["step"]
         self._evaluated = set(position["evaluated"])
@@ -71,11 +72,15 @@ class _Mirror:
         try:
             self._mirror(status)
         except Exception:
-            _log.exception("W&B did not take the newest lines; they stay in the record")
+            _log.exception("W&B did not take the newest lines; they will be offered again")
 
     def finish(self) -> None:
-        if self._run is not None:
+        if self._run is None:
+            return
+        try:
             self._run.finish()
+        except Exception:
+            _log.exception("W&B did not take the last lines; they stay in the record")
 
     def _init(self) -> Any:
         import wandb
@@ -98,10 +103,13 @@ class _Mirror:
         return run
 
     def _mirror(self, status: dict[str, Any]) -> None:
-        for line in self._tail.new():
+        self._waiting += self._tail.new()
+        while self._waiting:
+            line = self._waiting[0]
             if "loss" in line and line["step"] > self._last_step:
                 self._run.log(_train_metrics(line))
                 self._last_step = line["step"]
+            del self._waiting[0]  # not before W&B has it
         for evaluation in self._folder.evaluations():
             if evaluation["step"] not in self._evaluated:
                 self._run.log(_evaluation_metrics(evaluation))

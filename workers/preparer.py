@@ -51,6 +51,8 @@ def prepare(
             f"model.vocab_size is {vocab_size}, but the tokenizer has {tokenizer.vocab_size} "
             f"pieces; set model.vocab_size={tokenizer.vocab_size}"
         )
+    if teacher_url is not None:
+        _check_same_tokenizer(tokenizer, teacher_url)
     write_atomic(join(run_url, TOKENIZER_FILE), tokenizer.model_bytes)
     manifest = prepare_dataset(
         config,
@@ -98,6 +100,18 @@ def make_tokenizer(config: DataConfig, storage_url: str, teacher_url: str | None
     if not exists(url):
         write_atomic(url, train_tokenizer(texts, settings.vocab_size, seed=config.seed))
     return Tokenizer.load(read_bytes(url))
+
+
+def _check_same_tokenizer(tokenizer: Tokenizer, teacher_url: str) -> None:
+    from workers.checkpoint import read_meta  # JAX and Orbax take a while to import
+
+    theirs = read_meta(teacher_url).tokenizer_digest
+    if theirs != tokenizer.digest:
+        raise ValueError(
+            f"teacher.checkpoint: {teacher_url} was trained with tokenizer {theirs[:12]}, the "
+            f"student's is {tokenizer.digest[:12]}: one number would mean two texts; set "
+            f"data.tokenizer.kind=teacher"
+        )
 
 
 def _training_digest(texts: list[str], config: DataConfig) -> str:

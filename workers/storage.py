@@ -21,9 +21,13 @@ from fsspec.implementations.local import LocalFileSystem
 def open_storage(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URL, and the path within it.
 
-    Listings are never cached: other processes write to the same folders.
+    Listings are never cached: other processes write to the same folders. Raises ValueError where
+    the file system is unknown, or the package that it needs is not installed.
     """
-    fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    try:
+        fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise ValueError(f"{url}: {error} (for gs://, `pip install stillhouse[gcs]`)") from error
     return fs, path
 
 

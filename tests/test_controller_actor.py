@@ -1,0 +1,219 @@
+"""The controller's actor as a plain object: what it does in which order, and its next life."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import parse_run
+from orchestrator import controller_actor
+from orchestrator.controller import AttemptFinished, Prepared, Snapshot, State
+from orchestrator.controller_actor import ControllerActor
+from orchestrator.history import read_events
+from orchestrator.launch_spec import LaunchSpec
+from orchestrator.run_folder import RunFolder
+from tests.runs import tiny_values
+from workers.storage import join, write_json
+
+FACTS = {"dataset_digest": "d", "tokenizer_digest": "t"}
+
+
+class Part:
+    """Stands for what the controller drives: keeps what it is asked for."""
+
+    def __init__(self, name: str, calls: list[tuple[Any, ...]]):
+        self._name, self._calls = name, calls
+        self.events: list[Any] = []
+
+    def poll(self, *args: Any) -> list[Any]:
+        events, self.events = self.events, []
+        return events
+
+    def progress(self) -> None:
+        return None
+
+    failure = progress
+
+    def status(self) -> dict[str, int]:
+        return {}
+
+    def gauge(self, status: dict[str, Any]) -> None:
+        pass
+
+    def __getattr__(self, method: str) -> Any:
+        return lambda *args: self._calls.append((self._name, method, *args))
+
+
+class World:
+    """One run's storage, and the lives of its controller on it."""
+
+    def __init__(self, storage: Path, monkeypatch: pytest.MonkeyPatch):
+        self.calls: list[tuple[Any, ...]] = []
+        self.parts: dict[str, Part] = {}
+        names = {
+            "PreparationPart": "preparation",
+            "AttemptPart": "attempt",
+            "EvaluationPart": "evaluation",
+            "TeacherPool": "pool",
+            "TrackingPart": "tracking",
+        }
+        for cls, name in names.items():
+            monkeypatch.setattr(controller_actor, cls, lambda *args, name=name: self._part(name))
+        # Its turns are taken by hand.
+        thread = lambda **options: Part("thread", [])  # noqa: E731
+        monkeypatch.setattr(controller_actor.threading, "Thread", thread)
+        monkeypatch.setattr(controller_actor, "LogSegments", lambda *args: logging.NullHandler())
+        values = tiny_values(storage, "run") | {"objective": {"kind": "distill"}}
+        values["teacher"] = {"checkpoint": "elder", "replicas": 2}
+        self.folder = RunFolder(str(storage), "run")
+        self.folder.create(parse_run(values, "test"), {"run_id": "run-1"})
+        self.spec = LaunchSpec(
+            name="run",
+            run_id="run-1",
+            storage_url=str(storage),
+            run_url=self.folder.url,
+            address="here:1",
+            code="c",
+            replicas=2,
+            teacher_url="elder",
+            teacher_digest="e",
+            start_url=None,
+            start_step=0,
+        )
+
+    def _part(self, name: str) -> Part:
+        self.parts[name] = Part(name, self.calls)
+        return self.parts[name]
+
+    def life(self, **snapshot: Any) -> ControllerActor:
+        """A new life of the controller, on what storage remembers (or on `snapshot`)."""
+        if snapshot:
+            self.folder.write_snapshot(Snapshot(**snapshot).to_json())
+        self.calls.clear()
+        return ControllerActor(self.spec)
+
+    def turn(self, actor: ControllerActor) -> list[tuple[Any, ...]]:
+        """One turn that looks at storage; what was asked for in it."""
+        self.calls.clear()
+        actor._looked_at_s = 0.0
+        actor._turn()
+        return list(self.calls)
+
+    def commit(self, step: int) -> None:
+        write_json(join(self.folder.url, "checkpoints", f"{step:08d}.json"), {"step": step})
+
+    def remembered(self) -> Snapshot:
+        values = self.folder.snapshot()
+        assert values is not None
+        return Snapshot.from_json(values)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+UNDER_WAY = [State.STARTING, State.TRAINING, State.RECOVERING, State.STOPPING, State.EVALUATING]
+ENDS = [State.FINISHED, State.STOPPED, State.FAILED]
+
+
+def test_a_first_life_prepares_and_holds_the_lease(world: World):
+    actor = world.life()
+    assert actor.state() == "preparing"
+    assert world.calls == [("preparation", "start")]
+    lease = world.folder.lease()
+    assert lease is not None
+    assert lease["address"] == "here:1"
+
+
+def test_a_life_that_starts_over_prepares_again(world: World):
+    world.life(state=State.PREPARING, teachers=2)
+    assert world.calls == [("preparation", "start")]
+
+
+@pytest.mark.parametrize("state", UNDER_WAY)
+def test_the_next_life_goes_on_where_the_last_one_was(world: World, state: State):
+    actor = world.life(state=state, attempt=3, teachers=5, facts=FACTS, evaluating=2, steps=(2,))
+    assert actor.state() == state.value
+    # A scaling that was lost with the last life is made good; nothing is started twice.
+    assert world.calls == [("pool", "scale", 5)]
+    world.commit(2)
+    assert ("evaluation", "start", 2, FACTS) in world.turn(actor)
+    started = [e for e in read_events(world.folder.url) if e["event"] == "controller_started"]
+    assert started[-1]["state"] == state.value
+
+
+@pytest.mark.parametrize("state", ENDS)
+def test_a_life_after_the_end_gives_everything_back(world: World, state: State):
+    world.life(state=state, attempt=3, teachers=2, facts=FACTS)
+    assert ("attempt", "kill", 3) in world.calls
+    assert ("pool", "remove") in world.calls
+
+
+def test_what_is_decided_is_remembered_before_it_is_done(world: World):
+    actor = world.life()
+    world.parts["preparation"].events = [Prepared(FACTS)]
+
+    def start(attempt: int, facts: dict[str, Any], steps: tuple[int, ...]) -> None:
+        assert world.remembered().state is State.STARTING
+        assert world.remembered().attempt == attempt
+        raise ConnectionError("dies here")
+
+    world.parts["attempt"].start = start  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ConnectionError):
+        world.turn(actor)
+
+
+def test_a_command_is_taken_only_once_it_is_remembered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    actor = world.life(state=State.TRAINING, attempt=1, teachers=2, facts=FACTS)
+    world.folder.send({"kind": "stop"})
+
+    def fail(values: dict[str, Any]) -> None:
+        raise OSError("dies here")
+
+    monkeypatch.setattr(actor._folder, "write_snapshot", fail)
+    with pytest.raises(OSError, match="dies here"):
+        world.turn(actor)
+    assert len(world.folder.commands()) == 1
+    next_life = world.life()
+    world.turn(next_life)
+    assert world.remembered().state is State.STOPPING
+    assert world.folder.commands() == []
+    assert next_life.heartbeat(1, {}) == 1
+
+
+def test_commands_are_carried_out_in_order(world: World):
+    actor = world.life(state=State.TRAINING, attempt=1, teachers=2, facts=FACTS)
+    for number in (3, 4, 1):
+        world.folder.send({"kind": "scale", "teachers": number})
+    calls = world.turn(actor)
+    assert [call for call in calls if call[0] == "pool"] == [
+        ("pool", "scale", number) for number in (3, 4, 1)
+    ]
+    assert world.turn(actor) == []
+
+
+def test_the_last_checkpoint_is_known_before_the_end_is_taken_in(world: World):
+    actor = world.life(state=State.TRAINING, attempt=1, teachers=2, facts=FACTS)
+    world.turn(actor)
+    world.commit(4)
+    world.parts["attempt"].events = [AttemptFinished(1, 4, "p-o", stopped=False)]
+    actor._turn()  # not due to look at storage
+    assert actor.state() == "evaluating"
+    assert world.remembered().steps == (4,)
+
+
+def test_a_heartbeat_makes_it_train_and_shows_its_line(world: World):
+    actor = world.life(state=State.STARTING, attempt=2, teachers=2, facts=FACTS)
+    actor.heartbeat(1, {"step": 7})  # a student of the attempt before
+    world.turn(actor)
+    assert actor.state() == "starting"
+    assert actor.heartbeat(2, {"step": 9}) == 0
+    world.turn(actor)
+    assert actor.state() == "training"
+    status = world.folder.status()
+    assert status is not None
+    assert status["step"] == 9

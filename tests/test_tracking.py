@@ -1,0 +1,234 @@
+"""W&B mirrors the record, and costs the run nothing, whatever it does."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from wandb.errors import CommError
+
+from configs.load import parse_run
+from configs.run import TrackingConfig
+from orchestrator.launch_spec import LaunchSpec
+from orchestrator.run_folder import RunFolder
+from orchestrator.tracking import _Mirror, wandb_mode
+from tests.runs import tiny_values
+from workers.record import STEPS, LogSegments, SegmentWriter
+from workers.storage import join
+
+STATUS = {"teachers": {"wanted": 2, "replicas": {"RUNNING": 1, "STARTING": 1}}}
+NO_TEACHERS = {"teachers": {"wanted": 0, "replicas": {}}}
+
+
+class FakeRun:
+    """Stands for a W&B run: keeps what it is told, or refuses it."""
+
+    def __init__(self, error: Exception | None = None):
+        self.error = error
+        self.lines: list[dict[str, Any]] = []
+        self.metrics: list[tuple[Any, ...]] = []
+
+    def define_metric(self, name: str, **options: Any) -> None:
+        self.metrics.append((name, options))
+
+    def log(self, values: dict[str, Any], **options: Any) -> None:
+        assert not options, "a step of its own would drop what comes after a rollback"
+        if self.error is not None:
+            raise self.error
+        self.lines.append(values)
+
+    def finish(self) -> None:
+        pass
+
+    def named(self, name: str) -> list[Any]:
+        return [line[name] for line in self.lines if name in line]
+
+
+@pytest.fixture(autouse=True)
+def _end_log_segments() -> Iterator[None]:
+    yield
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, LogSegments)]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> LaunchSpec:
+    folder = RunFolder(str(tmp_path), "run")
+    return LaunchSpec(
+        name="run",
+        run_id="run-0123",
+        storage_url=str(tmp_path),
+        run_url=folder.url,
+        address="here:1",
+        code="c",
+        replicas=2,
+        teacher_url=None,
+        teacher_digest=None,
+        start_url=None,
+        start_step=0,
+    )
+
+
+def mirror_of(spec: LaunchSpec) -> _Mirror:
+    values = tiny_values(Path(spec.storage_url), "run") | {"tracking": {"wandb": "offline"}}
+    return _Mirror(spec, parse_run(values, "test"))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    run = FakeRun()
+    monkeypatch.setattr(wandb, "init", lambda **options: run)
+    return run
+
+
+def write_steps(spec: LaunchSpec, attempt: int, *steps: int) -> None:
+    name = f"a{attempt:04d}-h0000"
+    writer = SegmentWriter(join(spec.run_url, STEPS), name, flush_s=3600)
+    writer._num_segments = steps[0]  # segments of one attempt have their own numbers
+    writer.append({"attempt": attempt, "start_step": steps[0] - 1})
+    for step in steps:
+        line = {"step": step, "loss": 8 / step, "kd_loss": None, "ce_loss": 1.0, "lr": 0.1}
+        line |= {"grad_norm": 1.0, "tokens": 64, "step_s": 0.5, "attempt": attempt}
+        writer.append({**line, "stall_s": {"data": 0.25}})
+    writer.close()
+
+
+def evaluation(step: int) -> dict[str, Any]:
+    return {"step": step, "loss": 2.0, "bits_per_byte": 1.5, "kl_to_teacher": None}
+
+
+def test_each_step_is_mirrored_once(spec: LaunchSpec, fake: FakeRun):
+    mirror = mirror_of(spec)
+    mirror.mirror(NO_TEACHERS)
+    assert fake.lines == []
+    write_steps(spec, 1, 1, 2)
+    mirror.mirror(NO_TEACHERS)
+    mirror.mirror(NO_TEACHERS)
+    write_steps(spec, 1, 3)
+    mirror.mirror(NO_TEACHERS)
+    assert fake.named("train/step") == [1, 2, 3]
+    first = fake.lines[0]
+    assert first["train/loss"] == 8.0
+    assert first["stall/data_s"] == 0.25
+    assert first["train/tokens_per_s"] == 128
+    assert "train/kd_loss" not in first
+    assert ("*", {"step_metric": "train/step"}) in fake.metrics
+
+
+def test_steps_made_again_after_a_fault_are_not_mirrored_again(spec: LaunchSpec, fake: FakeRun):
+    mirror = mirror_of(spec)
+    write_steps(spec, 1, 1, 2, 3)
+    mirror.mirror(NO_TEACHERS)
+    write_steps(spec, 2, 2, 3, 4)
+    mirror.mirror(NO_TEACHERS)
+    assert fake.named("train/step") == [1, 2, 3, 4]
+
+
+def test_evaluations_come_with_their_own_step(spec: LaunchSpec, fake: FakeRun):
+    folder = RunFolder(spec.storage_url, spec.name)
+    mirror = mirror_of(spec)
+    write_steps(spec, 1, 1, 2, 3)
+    folder.write_evaluation(evaluation(2))
+    mirror.mirror(NO_TEACHERS)
+    mirror.mirror(NO_TEACHERS)
+    told = [line for line in fake.lines if "held_out/bits_per_byte" in line]
+    assert told == [{"train/step": 2, "held_out/loss": 2.0, "held_out/bits_per_byte": 1.5}]
+
+
+def test_teachers_are_gauged_by_state(spec: LaunchSpec, fake: FakeRun):
+    mirror = mirror_of(spec)
+    write_steps(spec, 1, 1)
+    mirror.mirror(STATUS)
+    gauges = {"teachers/running": 1, "teachers/starting": 1, "teachers/wanted": 2}
+    assert fake.lines[-1] == {"train/step": 1, **gauges}
+
+
+def test_a_new_mirror_goes_on_where_the_last_one_was(spec: LaunchSpec, fake: FakeRun):
+    folder = RunFolder(spec.storage_url, spec.name)
+    write_steps(spec, 1, 1, 2)
+    folder.write_evaluation(evaluation(2))
+    mirror_of(spec).mirror(NO_TEACHERS)
+    fake.lines.clear()
+    write_steps(spec, 1, 3)
+    folder.write_evaluation(evaluation(3))
+    mirror_of(spec).mirror(NO_TEACHERS)
+    assert fake.named("train/step") == [3, 3]
+
+
+def test_a_wandb_that_cannot_start_stops_nothing(
+    spec: LaunchSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(**options: Any) -> None:
+        raise CommError("the server is down")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    mirror = mirror_of(spec)
+    write_steps(spec, 1, 1)
+    mirror.mirror(STATUS)
+    mirror.finish()
+    assert "W&B could not be started" in caplog.text
+    assert "the server is down" in caplog.text
+    assert RunFolder(spec.storage_url, spec.name).tracking()["step"] == 0
+
+
+def test_a_wandb_that_takes_nothing_for_a_while_stops_nothing(
+    spec: LaunchSpec, fake: FakeRun, caplog: pytest.LogCaptureFixture
+):
+    mirror = mirror_of(spec)
+    fake.error = RuntimeError("the server is down")
+    write_steps(spec, 1, 1, 2)
+    mirror.mirror(STATUS)
+    assert "W&B did not take the newest lines" in caplog.text
+    fake.error = None
+    mirror.mirror(NO_TEACHERS)
+    # They were in the record all the time.
+    assert fake.named("train/step") == [1, 2]
+    assert RunFolder(spec.storage_url, spec.name).tracking()["step"] == 2
+
+
+def test_a_wandb_that_cannot_finish_stops_nothing(
+    spec: LaunchSpec, fake: FakeRun, monkeypatch: pytest.MonkeyPatch
+):
+    mirror = mirror_of(spec)
+
+    def refuse() -> None:
+        raise RuntimeError("the server is down")
+
+    monkeypatch.setattr(fake, "finish", refuse)
+    mirror.finish()
+
+
+def test_wandb_itself_takes_the_run_offline(spec: LaunchSpec, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_steps(spec, 1, 1, 2)
+    RunFolder(spec.storage_url, spec.name).write_evaluation(evaluation(2))
+    mirror = mirror_of(spec)
+    assert mirror._run is not None
+    assert mirror._run.id == "run-0123"
+    mirror.mirror(STATUS)
+    summary = dict(mirror._run.summary)
+    mirror.finish()
+    assert summary["train/loss"] == 4.0
+    assert summary["held_out/bits_per_byte"] == 1.5
+    files = list(Path(spec.run_url, "wandb").rglob("run-run-0123.wandb"))
+    assert len(files) == 1
+    assert files[0].stat().st_size > 0
+    position = RunFolder(spec.storage_url, spec.name).tracking()
+    assert position == {"step": 2, "evaluated": [2]}
+
+
+@pytest.mark.parametrize(
+    ("setting", "has_key", "mode"),
+    [
+        ("auto", True, "online"),
+        ("auto", False, "offline"),
+        ("offline", True, "offline"),
+        ("online", False, "online"),
+    ],
+)
+def test_mode(setting: Any, has_key: bool, mode: str):
+    assert wandb_mode(TrackingConfig(wandb=setting), has_key) == mode
