@@ -6,6 +6,8 @@ cut off before its commit, and is written anew. Whoever deletes takes the entry 
 """
 
 import dataclasses
+import hashlib
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,6 +29,7 @@ from workers.train_step import Params, TrainState, init_state, state_shardings
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
+_SEAL = "seal"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,7 @@ class CheckpointWriter:
             checkpoint_url(self._run_url, meta.step),
             {"params": state.params, "optimizer": _optimizer_part(state)},
             overwrite=True,
-            custom_metadata=dataclasses.asdict(meta),
+            custom_metadata=_sealed(dataclasses.asdict(meta)),
         )
         self._pending = Future()
         threading.Thread(
@@ -141,18 +144,28 @@ def read_meta(url: str) -> CheckpointMeta:
 
     Raises:
         ValueError: there is none, or its format is not this one.
+        CorruptCheckpointError: its bytes have changed since they were saved.
     """
     if not exists(join(url, "commit_success.txt")):
         raise ValueError(f"There is no complete checkpoint at {url}")
     values: Any = ocp.checkpointables_metadata(url).custom_metadata
     if not isinstance(values, dict) or "format_version" not in values:
-        raise ValueError(f"{url} is an Orbax checkpoint, but not one of Stillhouse")
+        raise ValueError(
+            f"{url} is an Orbax checkpoint, but not one of Stillhouse, or what it says about "
+            f"itself is damaged"
+        )
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{url} has checkpoint format {values['format_version']}; this version reads "
             f"{FORMAT_VERSION}: use the release that wrote it"
         )
-    return CheckpointMeta(**values)
+    described = {name: value for name, value in values.items() if name != _SEAL}
+    if _sealed(described) != values:
+        raise CorruptCheckpointError(
+            f"What {url} says about itself is not what was saved: its files are damaged; use "
+            f"another checkpoint"
+        )
+    return CheckpointMeta(**described)
 
 
 def restore_state(url: str, config: RunConfig, mesh: Mesh) -> TrainState:
@@ -200,6 +213,12 @@ def read_entry(run_url: str, step: int) -> CheckpointMeta:
     return CheckpointMeta(**read_json(entry_url(run_url, step)))
 
 
+def _sealed(described: dict[str, Any]) -> dict[str, Any]:
+    """With a digest of its own: a flipped bit in a model's sizes would go unseen otherwise."""
+    text = json.dumps(described, sort_keys=True)
+    return {**described, _SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
 def _optimizer_part(state: TrainState) -> dict[str, Any]:
     return {"opt_state": state.opt_state, "step": state.step}
 
@@ -213,8 +232,12 @@ def _load(url: str, template: dict[str, Any]) -> dict[str, Any]:
 
     Orbax would cast silently, and calls a wrong shape an incompatible handler.
     """
-    saved = ocp.checkpointables_metadata(url).metadata
+    saved: Any = ocp.checkpointables_metadata(url).metadata
     for item, tree in template.items():
+        if saved.get(item) is None:  # Orbax only warns of what it cannot read
+            raise CorruptCheckpointError(
+                f"{url}: {item} cannot be read: the files are damaged; use another checkpoint"
+            )
         there = _leaves(saved[item])
         wanted = _leaves(tree)
         for name in sorted(there.keys() | wanted.keys()):
@@ -223,7 +246,19 @@ def _load(url: str, template: dict[str, Any]) -> dict[str, Any]:
                     f"{url}: {item} {name} is {_shown(there.get(name))}, but this configuration "
                     f"needs {_shown(wanted.get(name))}; it was saved by another model or optimizer"
                 )
-    return ocp.load_checkpointables(url, template)
+    try:
+        return ocp.load_checkpointables(url, template)
+    except KeyError as error:  # Orbax's "incompatible handler", whatever it met
+        raise CorruptCheckpointError(
+            f"{url} cannot be read ({_root_cause(error)}): its files are damaged or out of reach; "
+            f"use another checkpoint"
+        ) from error
+
+
+def _root_cause(error: BaseException) -> str:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(" [")[0]
 
 
 def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:

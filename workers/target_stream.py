@@ -40,7 +40,7 @@ class TargetStream:
         request_of: the request of a step; a pure function.
         steps: the steps to come, in order.
         prefetch_steps: most steps that are asked for and not yet taken.
-        retry_for_s: how long a step asks again before it fails.
+        retry_for_s: how long a step asks again without an answer before it fails.
         on_retry: told each failure that is followed by another try.
     """
 
@@ -106,10 +106,13 @@ class TargetStream:
                     chunks.append(answer.chunk)
                     num_rows += len(answer.chunk.rows)
                     wire_s += answer.wire_s
+                    deadline = time.monotonic() + self._retry_for_s
+                if num_rows < len(request.rows):
+                    raise TeacherUnavailableError("the answer ended early")
             except TeacherUnavailableError as error:
                 if time.monotonic() > deadline:
                     raise TeacherUnavailableError(
-                        f"No teacher answered for step {step} within {self._retry_for_s:.0f} s "
+                        f"No teacher answered for step {step + 1} within {self._retry_for_s:.0f} s "
                         f"(teacher.retry_for_s); the last try met: {error}"
                     ) from error
                 self._on_retry(step, error)

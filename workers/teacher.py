@@ -31,7 +31,7 @@ class Teacher:
     def __init__(self, job: TeacherJob, replica: str):
         self._replica = replica
         self._codec = codec_of(job.config)
-        self._num_rows = job.config.rows_per_batch
+        self._num_rows, self._row_length = job.config.rows_per_batch, job.row_length
         self._digest = read_meta(job.checkpoint_url).params_digest
         model, self._params = load_params(job.checkpoint_url)
         if job.row_length > model.context_length:
@@ -98,4 +98,9 @@ class Teacher:
             raise ValueError(
                 f"This pool serves teacher {self._digest} with {self._codec.name}, but was asked "
                 f"for {spec.teacher_digest} with {spec.codec}; the run and its pool differ"
+            )
+        if request.inputs.shape[1] != self._row_length:
+            raise ValueError(
+                f"This pool scores rows of {self._row_length} tokens, but was asked for rows of "
+                f"{request.inputs.shape[1]}; the run and its pool differ"
             )

@@ -1,0 +1,259 @@
+"""Targets arrive bounded, in order, and whole, however the source fails."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.targets import wire_view
+from workers import target_stream
+from workers.rows import RowId
+from workers.target_stream import TargetStream
+from workers.targets_protocol import (
+    Answer,
+    TargetChunk,
+    TargetRequest,
+    TargetSpec,
+    TeacherUnavailableError,
+)
+
+SPEC = TargetSpec("dataset", "teacher", "codec", 0)
+NUM_ROWS, CHUNK_ROWS, NUM_STEPS = 5, 2, 6
+LONG_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_stream, "RETRY_PAUSE_S", 0)
+
+
+def request_of(step: int) -> TargetRequest:
+    rows = tuple(RowId(0, step * NUM_ROWS + row) for row in range(NUM_ROWS))
+    tokens = np.array([[row.index, step] for row in rows], np.int32)
+    return TargetRequest(SPEC, rows, tokens, tokens + 1, tokens + 2)
+
+
+def expected_targets(step: int) -> np.ndarray:
+    return request_of(step).inputs * 0.5
+
+
+class Source:
+    """Answers in chunks; ask number n fails as `failures[n]` says, later ones do not.
+
+    A failure is the number of chunks that come before it.
+    """
+
+    def __init__(self, failures: Sequence[int | None] = ()):
+        self.failures = failures
+        self.asked: list[tuple[RowId, ...]] = []
+        self._lock = threading.Lock()
+
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
+        with self._lock:
+            number = len(self.asked)
+            self.asked.append(request.rows)
+        failure = self.failures[number] if number < len(self.failures) else None
+        for count, start in enumerate(range(0, len(request.rows), CHUNK_ROWS)):
+            if count == failure:
+                raise TeacherUnavailableError("the replica died")
+            part = slice(start, start + CHUNK_ROWS)
+            arrays = wire_view({"half": (request.inputs[part] * 0.5).astype(np.float32)})
+            yield Answer(TargetChunk(request.rows[part], arrays, "replica", 0.0), 0.0)
+        if failure is not None and failure >= 0:
+            raise TeacherUnavailableError("the replica died at the end")
+
+
+def open_stream(source, **changes) -> TargetStream:
+    retries = changes.pop("retries", [])
+    settings = {"prefetch_steps": 2, "retry_for_s": LONG_S} | changes
+    return TargetStream(
+        source,
+        request_of,
+        range(NUM_STEPS),
+        on_retry=lambda step, error: retries.append((step, str(error))),
+        **settings,
+    )
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    failures=st.lists(st.none() | st.integers(0, 4), max_size=25),
+    prefetch_steps=st.integers(1, 8),
+)
+def test_a_source_that_dies_in_any_way_gives_the_same_bytes(failures, prefetch_steps):
+    stream = open_stream(Source(failures), prefetch_steps=prefetch_steps)
+    for step in range(NUM_STEPS):
+        encoded, waited = stream.take(step)
+        assert encoded.keys() == {"half"} and encoded["half"].dtype == np.float32
+        np.testing.assert_array_equal(encoded["half"], expected_targets(step))
+        assert min(waited) >= 0
+    stream.close()
+
+
+def test_a_retry_asks_only_for_the_rows_that_have_not_come():
+    retries: list = []
+    source = Source([1, 0, None])
+    stream = open_stream(source, prefetch_steps=1, retries=retries)
+    stream.take(0)
+    stream.close()
+    rows = request_of(0).rows
+    assert source.asked[:3] == [rows, rows[2:], rows[2:]]
+    assert retries == [(0, "the replica died")] * 2
+
+
+def test_an_answer_that_ends_early_is_asked_again():
+    class EndsEarly(Source):
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+            yield next(super().ask(request))
+
+    retries: list = []
+    source = EndsEarly()
+    stream = open_stream(source, prefetch_steps=1, retries=retries)
+    encoded, _ = stream.take(0)
+    stream.close()
+    np.testing.assert_array_equal(encoded["half"], expected_targets(0))
+    assert [len(rows) for rows in source.asked[:3]] == [5, 3, 1]
+    assert len(retries) >= 2
+
+
+class Held(Source):
+    """Answers only as far as it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = threading.Semaphore(0)
+        self.num_answered = 0
+
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
+        answers = list(super().ask(request))
+        assert self.let.acquire(timeout=LONG_S)
+        yield from answers
+        with self._lock:
+            self.num_answered += 1
+
+
+def eventually(happened) -> bool:
+    deadline = time.monotonic() + LONG_S
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return happened()
+
+
+def test_no_more_steps_are_asked_for_than_allowed():
+    source = Held()
+    stream = open_stream(source, prefetch_steps=3)
+    assert eventually(lambda: len(source.asked) == 3)
+    source.let.release(NUM_STEPS)
+    for step in range(NUM_STEPS):
+        allowed = min(step + 3, NUM_STEPS)
+        assert eventually(lambda n=allowed: source.num_answered == n)
+        assert len(source.asked) == allowed, "none beyond, however fast the answers are"
+        stream.take(step)
+    assert {rows[0].index // NUM_ROWS for rows in source.asked} == set(range(NUM_STEPS))
+    stream.close()
+
+
+def test_steps_are_taken_in_order_whichever_answer_comes_first():
+    late, arrived = threading.Event(), threading.Event()
+
+    class FirstIsLate(Source):
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+            if request.rows[0].index == 0:
+                assert late.wait(LONG_S)
+            yield from super().ask(request)
+            if request.rows[0].index:
+                arrived.set()
+
+    stream = open_stream(FirstIsLate())
+    assert arrived.wait(LONG_S)
+    late.set()
+    for step in range(NUM_STEPS):
+        np.testing.assert_array_equal(stream.take(step)[0]["half"], expected_targets(step))
+    stream.close()
+
+
+class Clock:
+    """Each look at the clock is a second later."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        self.now_s += 1.0
+        return self.now_s
+
+
+def use_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    fake = SimpleNamespace(monotonic=clock.monotonic, perf_counter=time.perf_counter)
+    monkeypatch.setattr(target_stream, "time", fake)
+
+
+def test_it_gives_up_when_no_teacher_answered_for_long_enough(monkeypatch):
+    use_clock(monkeypatch, Clock())
+    retries: list = []
+    source = Source([0] * 100)
+    stream = open_stream(source, prefetch_steps=1, retry_for_s=10.0, retries=retries)
+    with pytest.raises(TeacherUnavailableError) as raised:
+        stream.take(0)
+    stream.close()
+    assert str(raised.value) == (
+        "No teacher answered for step 1 within 10 s (teacher.retry_for_s); "
+        "the last try met: the replica died"
+    )
+    assert len(source.asked) == 11
+    assert len(retries) == 10, "the last failure is not followed by a try"
+
+
+def test_a_teacher_that_answers_in_between_is_waited_for(monkeypatch):
+    use_clock(monkeypatch, Clock())
+    monkeypatch.setattr(f"{__name__}.CHUNK_ROWS", 1)
+    failures = [0] * 8 + [1] + [0] * 8 + [1] + [0] * 8 + [1] + [0] * 8
+    stream = open_stream(Source(failures), prefetch_steps=1, retry_for_s=10.0)
+    np.testing.assert_array_equal(stream.take(0)[0]["half"], expected_targets(0))
+    stream.close()
+
+
+def test_a_refused_request_is_not_repeated():
+    class Refuses(Source):
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+            with self._lock:
+                self.asked.append(request.rows)
+            raise ValueError("another teacher")
+            yield
+
+    source, retries = Refuses(), []
+    stream = open_stream(source, prefetch_steps=1, retries=retries)
+    with pytest.raises(ValueError, match="another teacher"):
+        stream.take(0)
+    stream.close()
+    assert len(source.asked) == 1 and retries == []
+
+
+def test_a_chunk_of_other_rows_is_an_error():
+    class Confused(Source):
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+            return super().ask(request_of(request.rows[0].index // NUM_ROWS + 1))
+
+    stream = open_stream(Confused(), prefetch_steps=1)
+    with pytest.raises(AssertionError, match="order of the rows"):
+        stream.take(0)
+    stream.close()
+
+
+def test_closing_ends_a_stream_that_fails_on(monkeypatch):
+    monkeypatch.setattr(target_stream, "RETRY_PAUSE_S", LONG_S)
+
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("targets")}
+
+    before, retries = threads(), []
+    stream = open_stream(Source([0] * 100), retries=retries)
+    assert eventually(lambda: len(retries) == 2)
+    stream.close()
+    assert eventually(lambda: threads() <= before)
+    assert len(retries) == 2

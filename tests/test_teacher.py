@@ -1,0 +1,140 @@
+"""A row's targets are a function of that row, whoever asks for it and along with what."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.run import TeacherConfig
+from model.targets import from_wire
+from model.transformer import hidden_states, unembed
+from tests.checkpoints import fresh_state, save_state, tiny_config
+from tests.runs import VOCAB_SIZE
+from workers.checkpoint import CheckpointMeta
+from workers.jobs import TeacherJob
+from workers.rows import RowId
+from workers.targets_protocol import TargetChunk, TargetRequest, TargetSpec
+from workers.teacher import Teacher, codec_of
+
+NUM_ROWS, ROW_LENGTH, ROWS_PER_BATCH = 12, 32, 4
+CONFIG = tiny_config(Path("unused"))
+SETTINGS = TeacherConfig.model_validate(
+    {"checkpoint": "teacher", "codec": {"k": 4, "draws": 5}, "rows_per_batch": ROWS_PER_BATCH}
+)
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(4, VOCAB_SIZE, (NUM_ROWS, ROW_LENGTH), np.int32)
+SEGMENTS = np.where(np.arange(ROW_LENGTH) < RNG.integers(1, ROW_LENGTH, (NUM_ROWS, 1)), 1, 2)
+SEGMENTS = SEGMENTS.astype(np.int32)
+POSITIONS = np.tile(np.arange(ROW_LENGTH, dtype=np.int32), (NUM_ROWS, 1))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, CheckpointMeta]:
+    return save_state(str(tmp_path_factory.mktemp("teacher")), fresh_state(CONFIG), CONFIG)
+
+
+def job(url: str, **changes: Any) -> TeacherJob:
+    values = {"config": SETTINGS, "row_length": ROW_LENGTH, "compute_dtype": "float32"} | changes
+    return TeacherJob(checkpoint_url=url, **values)
+
+
+@pytest.fixture(scope="module")
+def teacher(saved: tuple[str, CheckpointMeta]) -> Teacher:
+    return Teacher(job(saved[0]), "replica-1")
+
+
+def request(meta: CheckpointMeta, rows: list[int], seed: int = 7) -> TargetRequest:
+    spec = TargetSpec("dataset", meta.params_digest, codec_of(SETTINGS).name, seed)
+    names = tuple(RowId(row % 2, row) for row in rows)
+    return TargetRequest(spec, names, TOKENS[rows], SEGMENTS[rows], POSITIONS[rows])
+
+
+def bytes_by_row(chunks: list[TargetChunk]) -> list[dict[str, bytes]]:
+    return [
+        {name: array[row].tobytes() for name, array in chunk.arrays.items()}
+        for chunk in chunks
+        for row in range(len(chunk.rows))
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(teacher, saved) -> list[dict[str, bytes]]:
+    """Each row's bytes, asked for by itself."""
+    requests = [request(saved[1], [row]) for row in range(NUM_ROWS)]
+    return [bytes_by_row(list(teacher.score(one)))[0] for one in requests]
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.lists(st.integers(0, NUM_ROWS - 1), min_size=1, max_size=11))
+def test_a_row_does_not_feel_its_neighbours(teacher, saved, alone, rows):
+    found = bytes_by_row(list(teacher.score(request(saved[1], rows))))
+    assert found == [alone[row] for row in rows]
+
+
+def test_chunks_have_the_compiled_number_of_rows_in_order(teacher, saved):
+    asked = request(saved[1], list(range(10)))
+    chunks = list(teacher.score(asked))
+    assert [len(chunk.rows) for chunk in chunks] == [4, 4, 2]
+    assert sum((chunk.rows for chunk in chunks), ()) == asked.rows
+    assert {chunk.replica for chunk in chunks} == {"replica-1"}
+    for chunk in chunks:
+        assert all(len(array) == len(chunk.rows) for array in chunk.arrays.values())
+        assert all(array.dtype.kind == "u" for array in chunk.arrays.values()), "for the wire"
+        assert chunk.score_s > 0
+    rest = list(teacher.score(asked.part(4)))
+    assert bytes_by_row(rest) == bytes_by_row(chunks)[4:]
+    assert list(teacher.score(asked.part(10))) == []
+
+
+def test_targets_are_the_checkpoints_probabilities(teacher, saved):
+    params, rows = fresh_state(CONFIG).params, [3, 8]
+
+    @jax.jit
+    def probabilities(tokens: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
+        x = hidden_states(params, CONFIG.model, tokens, segments, positions)
+        return jax.nn.softmax(unembed(params, CONFIG.model, x))
+
+    expected = np.asarray(probabilities(TOKENS[rows], SEGMENTS[rows], POSITIONS[rows]))
+    (chunk,) = teacher.score(request(saved[1], rows))
+    found = from_wire(chunk.arrays)
+    largest = -np.sort(-expected, axis=-1)[..., :4]
+    np.testing.assert_allclose(found["head_probs"], largest, rtol=1e-5)
+    of_heads = np.take_along_axis(expected, found["head_ids"].astype(int), -1)
+    np.testing.assert_allclose(of_heads, largest, rtol=1e-5)
+    assert found["draw_ids"].shape == (2, ROW_LENGTH, 5)
+
+
+def test_draws_differ_by_row_and_seed(teacher, saved, alone):
+    """The same text under another name or seed: the same heads, other draws."""
+    meta = saved[1]
+    asked = request(meta, [0])
+    renamed = TargetRequest(
+        asked.spec, (RowId(0, 99),), asked.inputs, asked.segments, asked.positions
+    )
+    for other in (renamed, request(meta, [0], seed=8)):
+        (found,) = bytes_by_row(list(teacher.score(other)))
+        assert found["head_ids"] == alone[0]["head_ids"]
+        assert found["draw_ids"] != alone[0]["draw_ids"]
+
+
+def test_a_request_for_something_else_is_refused(teacher, saved):
+    asked = request(saved[1], [0, 1])
+    others = [("teacher_digest", "0123456789abcdef"), ("codec", "hybrid(k=1)")]
+    for field, value in others:
+        spec = TargetSpec(**{**vars(asked.spec), field: value})
+        wrong = TargetRequest(spec, asked.rows, asked.inputs, asked.segments, asked.positions)
+        with pytest.raises(ValueError, match="the run and its pool differ") as raised:
+            next(teacher.score(wrong))
+        assert value in str(raised.value) and saved[1].params_digest in str(raised.value)
+    short = (asked.inputs[:, :16], asked.segments[:, :16], asked.positions[:, :16])
+    with pytest.raises(ValueError, match="rows of 32 tokens, but was asked for rows of 16"):
+        next(teacher.score(TargetRequest(asked.spec, asked.rows, *short)))
+
+
+def test_rows_longer_than_the_context_are_refused(saved):
+    with pytest.raises(ValueError, match=r"row_length 257 is longer than .* 256 tokens"):
+        Teacher(job(saved[0], row_length=257), "replica")
