@@ -21,6 +21,8 @@ from workers.student_host import NAMESPACE, train_loop
 # Ray Train looks after its workers this often; the default adds seconds to each end of a run.
 _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # Slices take minutes to appear.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 

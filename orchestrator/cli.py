@@ -69,7 +69,7 @@ def run(source: str, settings: tuple[str, ...], address: str | None, check: bool
     if isinstance(config, RecipeConfig):
         from orchestrator.recipe import run_recipe
 
-        sys.exit(run_recipe(config, settings, address, console))
+        sys.exit(run_recipe(config, address, console))
     sys.exit(_run_one(config, address))
 
 

@@ -1,20 +1,18 @@
-"""What a cluster of TPU slices looks like, and a stand-in for one on a machine without TPUs.
+"""A stand-in for a cluster of TPU slices on a machine without TPUs.
 
-`tpu_hosts` reads which slices a cluster
-has, and `simulated_cluster` starts a local Ray cluster that looks to Ray Train like TPU slices
-while JAX computes on the CPU.
+`simulated_cluster` starts a local Ray cluster that looks to Ray Train like TPU slices while JAX
+computes on the CPU.
 """
 
 import contextlib
 import os
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.topology import GENERATIONS, Topology, slice_topology
+from configs.topology import Topology, slice_topology
 
 # The labels that Ray gives a node that is a TPU host (docs.ray.io, "Use labels to control
 # scheduling").
@@ -22,35 +20,6 @@ _SLICE_NAME = "ray.io/tpu-slice-name"
 _WORKER_ID = "ray.io/tpu-worker-id"
 _POD_TYPE = "ray.io/tpu-pod-type"
 _TOPOLOGY = "ray.io/tpu-topology"
-
-
-@dataclass(frozen=True)
-class TpuSlice:
-    """One slice of a running cluster; complete when all hosts of its topology are alive."""
-
-    name: str
-    accelerator: str
-    topology: str
-    num_hosts_alive: int
-
-
-def tpu_hosts(nodes: Iterable[Mapping[str, Any]]) -> list[TpuSlice]:
-    """The living TPU hosts among `nodes` (as `ray.nodes()` lists them), gathered by slice.
-
-    Sorted by slice name. A host without a slice name is a slice of its own, as in Ray.
-    """
-    num_alive: Counter[tuple[str, str, str]] = Counter()
-    for node in nodes:
-        labels = node.get("Labels") or {}
-        if not node["Alive"] or _POD_TYPE not in labels:
-            continue
-        ray_name = labels[_POD_TYPE].split("-")[0]
-        accelerator = next(
-            (name for name, known in GENERATIONS.items() if known.ray_name == ray_name), ray_name
-        )
-        name = labels.get(_SLICE_NAME) or node["NodeID"]
-        num_alive[name, accelerator, labels.get(_TOPOLOGY, "")] += 1
-    return [TpuSlice(*key, num_hosts) for key, num_hosts in sorted(num_alive.items())]
 
 
 @dataclass(frozen=True)

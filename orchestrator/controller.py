@@ -41,7 +41,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     ),
     State.TRAINING: frozenset({State.RECOVERING, State.STOPPING, State.EVALUATING, State.FAILED}),
     State.RECOVERING: frozenset({State.STARTING, State.STOPPED, State.FAILED}),
-    State.STOPPING: frozenset({State.STOPPED, State.EVALUATING, State.FAILED}),
+    State.STOPPING: frozenset({State.STOPPED, State.EVALUATING}),
     State.EVALUATING: frozenset({State.FINISHED, State.STOPPED}),
     State.FINISHED: frozenset(),
     State.STOPPED: frozenset(),
@@ -201,6 +201,8 @@ class Snapshot:
     kill_at_s: float = 0.0
     reason: str | None = None
     digest: str | None = None
+    step: int | None = None
+    """Where the newest attempt that ended by itself came to."""
     steps: tuple[int, ...] = ()
     evaluating: int | None = None
     evaluated: dict[int, float | None] = dataclasses.field(default_factory=dict)
@@ -257,7 +259,8 @@ class Controller:
         self._launch()
 
     def _on_broken(self, event: Broken, now_s: float) -> None:
-        if self.snapshot.state is not State.EVALUATING:  # the students need nothing any more
+        # A gang that saves or is done needs nothing any more.
+        if self.snapshot.state not in (State.STOPPING, State.EVALUATING):
             self._end(State.FAILED, event.reason)
 
     def _on_stepped(self, event: Stepped, now_s: float) -> None:
@@ -267,7 +270,7 @@ class Controller:
     def _on_finished(self, event: AttemptFinished, now_s: float) -> None:
         if not self._is_alive(event.attempt):
             return
-        self._set(digest=event.digest)
+        self._set(digest=event.digest, step=event.step)
         self._say(
             "attempt_ended",
             attempt=event.attempt,

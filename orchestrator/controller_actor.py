@@ -27,6 +27,7 @@ from workers.student_host import NAMESPACE, controller_name
 
 TICK_S = 0.2
 LOOK_AT_STORAGE_S = 1.0
+STORAGE_PATIENCE_S = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ class ControllerActor:
         self._pool = self._make_pool()
         self._tracking = TrackingPart(self._folder.url, self._config, spec)
         self._machine = Controller(self._config, self._load_snapshot())
+        self._remembered: Snapshot | None = None
+        self._actions: list[machine.Action] = []
+        self._storage_answered_s = time.monotonic()
         self._preparation = PreparationPart(spec, self._config)
         self._attempt = AttemptPart(spec, self._config)
         self._evaluation = EvaluationPart(spec, self._config)
@@ -99,13 +103,23 @@ class ControllerActor:
 
     def _run(self) -> None:
         try:
-            while not self._machine.snapshot.state.is_terminal:
-                self._turn()
+            while not (self._machine.snapshot.state.is_terminal and not self._actions):
+                self._turn_patiently()
                 time.sleep(TICK_S)
         except Exception as error:
             _log.exception("The controller met an error of its own")
             self._fail(error)
         self._leave()
+
+    def _turn_patiently(self) -> None:
+        """One turn; storage that does not answer is tried again for a while."""
+        try:
+            self._turn()
+            self._storage_answered_s = time.monotonic()
+        except OSError as error:
+            if time.monotonic() - self._storage_answered_s > STORAGE_PATIENCE_S:
+                raise
+            _log.warning("Storage does not answer, will try again: %s", error)
 
     def _turn(self) -> None:
         now_s = time.time()
@@ -148,14 +162,15 @@ class ControllerActor:
         return [machine.Committed(steps)] if steps != self._machine.snapshot.steps else []
 
     def _take_in(self, event: machine.Event, now_s: float) -> None:
-        before = self._machine.snapshot
-        actions = self._machine.on(event, now_s)
-        if self._machine.snapshot != before:
+        self._actions += self._machine.on(event, now_s)
+        if self._machine.snapshot != self._remembered:
             # What is remembered comes first: an action lost with the controller is made good
             # by its next life, one done twice might not be.
             self._folder.write_snapshot(self._machine.snapshot.to_json())
-        for action in actions:
-            self._act(action)
+            self._remembered = self._machine.snapshot
+        while self._actions:
+            self._act(self._actions[0])
+            del self._actions[0]
 
     def _act(self, action: machine.Action) -> None:
         facts = self._machine.snapshot.facts
@@ -191,9 +206,12 @@ class ControllerActor:
         self._machine.snapshot = Snapshot.from_json(
             {**self._machine.snapshot.to_json(), "state": State.FAILED, "reason": reason}
         )
-        self._folder.write_snapshot(self._machine.snapshot.to_json())
-        self._events.say("state", state="failed", before=None, reason=reason)
         self._release()
+        try:
+            self._folder.write_snapshot(self._machine.snapshot.to_json())
+        except OSError:
+            _log.exception("Storage does not take the run's last state")
+        self._events.say("state", state="failed", before=None, reason=reason)
 
     def _leave(self) -> None:
         """The end of a run: last words, and this actor itself."""
@@ -216,7 +234,7 @@ class ControllerActor:
             "state": snapshot.state.value,
             "reason": snapshot.reason,
             "attempt": snapshot.attempt,
-            "step": line.get("step"),
+            "step": max(line.get("step") or 0, snapshot.step or 0),
             "num_steps": self._config.steps,
             "line": line,
             "preparing": self._preparation.progress(),

@@ -97,6 +97,9 @@ def cause(failures: tuple[Failure, ...]) -> tuple[FaultKind, Failure]:
     mend comes before a death, since an error in one host ends the others too.
     """
     assert failures, "an attempt that failed says how"
+    for failure in failures:
+        if "RESOURCE_EXHAUSTED" in failure.message:  # XLA's word for no memory left
+            return FaultKind.USER_ERROR, failure
     for names, kind in _ORDER:
         for failure in failures:
             passing = names is _USER and not _PASSING.isdisjoint(failure.error_types)

@@ -71,6 +71,7 @@ def follow(folder: RunFolder, console: Console) -> int:
             if folder.lease() is not None:
                 seen_s = time.monotonic()
             elif time.monotonic() - seen_s > 2 * LEASE_EXPIRY_S:
+                folder.check_writable()
                 raise LostRunError(
                     f"Nothing works on {folder.name} any more; its cluster may be gone. "
                     f"`stillhouse resume {folder.name}` continues from the last checkpoint"

@@ -6,9 +6,11 @@ import uuid
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from configs.run import RunConfig
 from orchestrator.catalogue import committed_steps, read_checkpoint_entry
+from orchestrator.controller import State
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder, absolute
@@ -18,17 +20,17 @@ from workers.storage import exists, join
 from workers.student_host import NAMESPACE, controller_name
 
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
+# An embedded Ray books without counting cores: a laptop runs what it is asked to.
+_LOCAL_CPUS = 64
+_TRIES = 60
 
 
 class LaunchError(ValueError):
     """A run that cannot be started or found; the message says why and what to do."""
 
 
-def connect(address: str | None, num_cpus: float = 1) -> str:
+def connect(address: str | None) -> str:
     """Joins the Ray cluster at `address`, or starts an embedded one that ends with this process.
-
-    Args:
-        num_cpus: what the embedded one has to offer at least; bookings, not cores.
 
     Returns:
         The cluster's address.
@@ -47,9 +49,11 @@ def connect(address: str | None, num_cpus: float = 1) -> str:
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
+            num_cpus=_LOCAL_CPUS,
             include_dashboard=False,
             object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+            # Else it would start a process for each CPU beforehand.
+            _system_config={"prestart_worker_first_driver": False},
             **common,
         )
     else:
@@ -62,14 +66,6 @@ def connect(address: str | None, num_cpus: float = 1) -> str:
                 f"`ray start --head`, or leave --address out to run on this machine"
             ) from error
     return ray.get_runtime_context().gcs_address
-
-
-def cpus_needed(config: RunConfig) -> float:
-    """CPUs that a run books when all of it runs."""
-    teachers = config.teacher.cpus_per_replica * config.teacher.replicas if config.teacher else 0
-    on_cpu = config.cluster.accelerator == "cpu"
-    hosts = config.cluster.num_hosts * config.cluster.cpus_per_host if on_cpu else 0
-    return teachers + hosts + config.evaluation.cpus
 
 
 def run_folder(config: RunConfig) -> RunFolder:
@@ -175,9 +171,21 @@ def start_controller(folder: RunFolder, address: str) -> Any:
         start_url=identity["start_url"],
         start_step=identity["start_step"],
     )
+    for _ in range(_TRIES):
+        controller = _controller(spec)
+        try:
+            if not State(answer(controller.state.remote())).is_terminal:
+                return controller
+        except RayActorError:
+            pass  # an ended one that was on its way out
+        time.sleep(0.5)
+    raise LaunchError(f"{folder.name}: the last controller does not leave; try again in a minute")
+
+
+def _controller(spec: LaunchSpec) -> Any:
     from orchestrator.controller_actor import ControllerActor
 
-    controller = start_actor(
+    return start_actor(
         ControllerActor,
         spec,
         num_cpus=0,
@@ -189,8 +197,6 @@ def start_controller(folder: RunFolder, address: str) -> Any:
         lifetime="detached",
         get_if_exists=True,
     )
-    answer(controller.state.remote())
-    return controller
 
 
 def _taken(folder: RunFolder) -> str:

@@ -9,8 +9,8 @@ from configs.run import RecipeConfig, RunConfig
 from configs.settings import changed_settings
 from orchestrator.follow import follow, is_under_way
 from orchestrator.launch import (
+    LaunchError,
     connect,
-    cpus_needed,
     create_run,
     run_folder,
     start_controller,
@@ -25,11 +25,10 @@ def launch_and_follow(config: RunConfig, address: str | None, console: Console) 
     """Starts a new run and shows it until it ends; returns the exit code."""
     folder = create_run(config)
     try:
-        place = connect(address, cpus_needed(config))
+        start_controller(folder, connect(address))
     except BaseException:
         folder.remove()  # nothing half-made is left behind
         raise
-    start_controller(folder, place)
     return follow(folder, console)
 
 
@@ -48,23 +47,25 @@ def resume_and_follow(
         return follow(folder, console)
     config = folder.config()
     changed = changed_settings(config, settings)
-    place = connect(address, cpus_needed(changed))
+    place = connect(address)
     _reopen(folder, config, changed)
     start_controller(folder, place)
     return follow(folder, console)
 
 
-def run_recipe(
-    recipe: RecipeConfig, settings: tuple[str, ...], address: str | None, console: Console
-) -> int:
+def run_recipe(recipe: RecipeConfig, address: str | None, console: Console) -> int:
     """Runs each part that is not finished yet, then compares them all."""
     configs = recipe_configs(recipe)
     for config in configs:
         folder = run_folder(config)
+        if folder.exists() and folder.config() != config:
+            raise LaunchError(
+                f"The run {config.name!r} was started with other settings; `stillhouse rm "
+                f"{config.name}` removes it, and `--set storage=…` keeps it and starts elsewhere"
+            )
         if (folder.status() or {}).get("state") == "finished":
             console.print(f"{config.name} is finished already", highlight=False)
             continue
-        connect(address, max(cpus_needed(each) for each in configs))
         if folder.exists():
             code = resume_and_follow(folder, (), address, console)
         else:

@@ -63,6 +63,12 @@ class RunFolder:
     def write_identity(self, identity: dict[str, Any]) -> None:
         write_json(join(self.url, "run.json"), identity)
 
+    def check_writable(self) -> None:
+        """Raises OSError that says why, where nothing can be written."""
+        url = join(self.url, "writable.txt")
+        write_atomic(url, b"x" * 4096)
+        remove_tree(url)
+
     def remove(self) -> None:
         remove_tree(self.url)
 

@@ -22,6 +22,7 @@ from workers.preparer import prepare
 from workers.storage import join
 from workers.student_host import NAMESPACE
 
+MAX_PREPARER_DEATHS = 3
 _CPU = {"env_vars": {"JAX_PLATFORMS": "cpu"}}
 
 
@@ -34,6 +35,7 @@ class PreparationPart:
         self._result: Any = None
         self._progress: Any = None
         self._last: dict[str, Any] | None = None
+        self._num_deaths = 0
 
     def start(self) -> None:
         self._actor = start_actor(_Preparer, num_cpus=0, max_concurrency=2, runtime_env=_CPU)
@@ -46,7 +48,10 @@ class PreparationPart:
             facts = answer(self._result)
         except RayTaskError as error:
             return [machine.Broken(str(error.cause))]
-        except RayActorError:
+        except RayActorError as error:
+            self._num_deaths += 1
+            if self._num_deaths > MAX_PREPARER_DEATHS:
+                return [machine.Broken(f"The process that makes tokenizer and rows died: {error}")]
             self.start()  # what it had made is found again
             return []
         self.kill()
@@ -142,8 +147,8 @@ class AttemptPart:
             failures = (Failure(None, (DRIVER_DIED,), message),)
         if not ended:
             return []
-        self.kill(attempt)
         finish = self._folder.finish(attempt)
+        self.kill(attempt)
         if finish is not None:
             return [
                 machine.AttemptFinished(
@@ -202,15 +207,16 @@ class EvaluationPart:
     def poll(self) -> list[machine.Event]:
         if self._result is None or not is_ready(self._result):
             return []
-        result, self._result = self._result, None
         try:
-            evaluation = answer(result)
+            evaluation = answer(self._result)
         except RayTaskError as error:
+            self._result = None
             return [machine.EvaluationFailed(self._step, str(error.cause), retry=False)]
         except RayError as error:
-            self._actor = None
+            self._actor = self._result = None
             return [machine.EvaluationFailed(self._step, str(error), retry=True)]
         self._folder.write_evaluation(evaluation)
+        self._result = None
         return [machine.Evaluated(self._step, evaluation["bits_per_byte"])]
 
     def kill(self) -> None:
@@ -233,6 +239,4 @@ class EvaluationPart:
             *(job, self._spec.run_url, self._spec.code),
             num_cpus=self._config.evaluation.cpus,
             runtime_env=_CPU,
-            name=f"evaluator-{self._spec.run_id}",
-            namespace=NAMESPACE,
         )

@@ -1,17 +1,20 @@
 """The teachers of one run, as a Ray Serve application of their own."""
 
 import threading
+import time
 from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import ProxyLocation
+from ray.serve.schema import ApplicationStatus
 
 from configs.run import TeacherConfig
 from workers.jobs import TeacherJob
 
 DEPLOYMENT = "teacher"
+_TRIES = 10
 
 
 def app_name(run_id: str) -> str:
@@ -46,7 +49,10 @@ class TeacherPool:
             return {}  # Serve's controller is on its way back
         if application is None or DEPLOYMENT not in application.deployments:
             return {}
-        states = application.deployments[DEPLOYMENT].replica_states
+        deployment = application.deployments[DEPLOYMENT]
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            self._failure = f"The teachers cannot be served: {deployment.message}"
+        states = deployment.replica_states
         return {str(getattr(state, "value", state)): count for state, count in states.items()}
 
     def remove(self) -> None:
@@ -60,22 +66,31 @@ class TeacherPool:
         with self._lock:
             if self._removed:
                 return
-            try:
-                if self._app in serve.status().applications:
-                    self._set_replicas(self._wanted)
-                else:
-                    self._deploy(self._wanted)
-            except Exception as error:
-                self._failure = f"The teachers cannot be served: {error}"
+            for _ in range(_TRIES):
+                try:
+                    if self._app in serve.status().applications:
+                        self._set_replicas(self._wanted)
+                    else:
+                        self._deploy(self._wanted)
+                    return
+                except RayError as error:  # Serve's controller may be on its way back
+                    reason: Exception = error
+                    time.sleep(1)
+                except Exception as error:
+                    reason = error
+                    break
+            self._failure = f"The teachers cannot be served: {reason}"
 
     def _deploy(self, replicas: int) -> None:
         serve.start(proxy_location=ProxyLocation.Disabled)
-        serve.run(
+        target = serve.RunTarget(
             self._application(replicas),
             name=self._app,
             route_prefix=None,
             external_scaler_enabled=True,
         )
+        # Not until they run: there may be no room for them, and the run may want to stop.
+        serve.run_many([target], wait_for_applications_running=False)
 
     def _set_replicas(self, replicas: int) -> None:
         """What Serve's own scaling endpoint does. Deploying anew would restart every replica."""

@@ -1,4 +1,4 @@
-"""Slice shapes and the reading of a cluster's nodes. No cluster is started here."""
+"""Slice shapes, and how nodes are made to look like slices. No cluster is started here."""
 
 import math
 import os
@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.topology import GENERATIONS, Topology, slice_topology
 from orchestrator import cluster
-from orchestrator.cluster import Topology, TpuSlice, simulated_cluster, slice_topology, tpu_hosts
+from orchestrator.cluster import simulated_cluster
 
 POSSIBLE = [
     (accelerator, topology)
-    for accelerator, generation in cluster.GENERATIONS.items()
+    for accelerator, generation in GENERATIONS.items()
     for topology in sorted(generation.topologies)
 ]
 possible_slices = st.sampled_from(POSSIBLE).map(lambda slice_: slice_topology(*slice_))
@@ -102,70 +103,6 @@ def test_ray_agrees_on_every_slice():
         num_workers, resources = get_tpu_worker_resources(topology, ray_type)
         assert (num_workers, resources["TPU"]) == (shape.num_hosts, shape.chips_per_host)
         assert infer_tpu_pod_type_from_topology(topology, ray_type) == shape.pod_type
-
-
-def nodes_of(shape: Topology, name: str, alive: list[bool]) -> list[dict]:
-    """Nodes as `ray.nodes()` would list them, one for each entry of `alive`."""
-    return [
-        {
-            "NodeID": f"{name}-{worker_id}",
-            "Alive": is_alive,
-            "Labels": cluster._host_node(shape, name, worker_id)["labels"],
-            "Resources": cluster._host_node(shape, name, worker_id)["resources"],
-        }
-        for worker_id, is_alive in enumerate(alive)
-    ]
-
-
-HEAD = {"NodeID": "head", "Alive": True, "Labels": {"ray.io/node-id": "head"}, "Resources": {}}
-
-
-def test_tpu_hosts_counts_the_living_by_slice():
-    small, large = slice_topology("v4", "2x2x2"), slice_topology("v5e", "4x4")
-    nodes = [
-        *nodes_of(large, "teachers", [True, True, True, True]),
-        HEAD,
-        *nodes_of(small, "slice-1", [True, False]),
-        *nodes_of(small, "slice-0", [True, True]),
-        *nodes_of(small, "slice-gone", [False, False]),
-    ]
-    assert tpu_hosts(nodes) == [
-        TpuSlice("slice-0", "v4", "2x2x2", 2),
-        TpuSlice("slice-1", "v4", "2x2x2", 1),
-        TpuSlice("teachers", "v5e", "4x4", 4),
-    ]
-
-
-def test_a_host_without_a_slice_name_is_its_own_slice():
-    labels = {"ray.io/tpu-pod-type": "v6e-8", "ray.io/tpu-topology": "2x4"}
-    nodes = [{"NodeID": name, "Alive": True, "Labels": labels} for name in ("a", "b")]
-    assert tpu_hosts(nodes) == [TpuSlice("a", "v6e", "2x4", 1), TpuSlice("b", "v6e", "2x4", 1)]
-
-
-def test_slices_of_an_unknown_generation_keep_ray_s_name():
-    labels = {"ray.io/tpu-slice-name": "new", "ray.io/tpu-pod-type": "v7x-16"}
-    node = {"NodeID": "a", "Alive": True, "Labels": labels}
-    assert tpu_hosts([HEAD, node]) == [TpuSlice("new", "v7x", "", 1)]
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from(["s0", "s1", "s2", "s3"]),
-        st.tuples(possible_slices, st.lists(st.booleans(), max_size=4)),
-    ),
-    st.randoms(use_true_random=False),
-)
-def test_tpu_hosts_ignores_order_and_plain_nodes(slices, random):
-    nodes = [
-        node for name, (shape, alive) in slices.items() for node in nodes_of(shape, name, alive)
-    ]
-    nodes += [HEAD, {**HEAD, "Labels": {}}]
-    random.shuffle(nodes)
-    assert tpu_hosts(nodes) == [
-        TpuSlice(name, shape.accelerator, shape.topology, sum(alive))
-        for name, (shape, alive) in sorted(slices.items())
-        if any(alive)
-    ]
 
 
 def test_only_the_first_host_of_a_slice_holds_the_head_resource():

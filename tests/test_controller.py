@@ -131,7 +131,6 @@ EDGES: dict[tuple[State, State], tuple[Event, float]] = {
     (State.RECOVERING, State.FAILED): (Broken("no teachers"), 0),
     (State.STOPPING, State.STOPPED): (finished(1, stopped=True), 0),
     (State.STOPPING, State.EVALUATING): (finished(1), 0),
-    (State.STOPPING, State.FAILED): (Broken("no teachers"), 0),
     (State.EVALUATING, State.FINISHED): (Evaluated(4, 1.5), 0),
     (State.EVALUATING, State.STOPPED): (StopAsked(), 0),
 }

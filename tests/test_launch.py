@@ -8,7 +8,7 @@ import pytest
 
 from configs.load import parse_run
 from configs.run import RunConfig
-from orchestrator.launch import LaunchError, cpus_needed, create_run, find_checkpoint
+from orchestrator.launch import LaunchError, create_run, find_checkpoint
 from orchestrator.run_folder import RunFolder, list_runs
 from tests.runs import VOCAB_SIZE, make_teacher, text_folder, tiny_values
 from workers.preparer import prepare
@@ -201,16 +201,6 @@ def test_where_a_fork_and_borrowed_weights_begin(storage: Path):
 def test_a_run_that_was_half_made_by_a_crash_can_be_made_again(storage: Path):
     RunFolder(str(storage), "run").write_config(config(storage, steps=9))
     assert create_run(config(storage)).config().steps == 4
-
-
-def test_cpus_that_a_run_books(storage: Path):
-    cluster = {"num_hosts": 2, "cpus_per_host": 2, "devices_per_host": 1}
-    evaluation = {"cpus": 0.5}
-    assert cpus_needed(config(storage, cluster=cluster, evaluation=evaluation)) == 4.5
-    values = tiny_values(storage, "run") | {"objective": {"kind": "distill"}}
-    values["teacher"] = {"checkpoint": "teacher", "replicas": 3, "cpus_per_replica": 2}
-    values["cluster"] = {"accelerator": "v4", "topology": "2x2x1"}
-    assert cpus_needed(parse_run(values, "test")) == 6  # hosts of a slice book chips, not CPUs
 
 
 # What can be seen only once the tokenizer is there.

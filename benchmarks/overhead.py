@@ -1,0 +1,213 @@
+"""What the orchestrator costs: an orchestrated run's step rate over that of the bare JAX loop.
+
+    python -m benchmarks.overhead [--rounds N] [--steps N]
+
+Both arms run the same compiled step on the same rows and targets, turn by turn, on one machine
+with Ray and Serve up. The targets are made beforehand: the orchestrated arm is a real run whose
+pool only hands them out, the bare arm has them in memory. Then one run with a live teacher shows
+by part how long the student waits.
+"""
+
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.figures import Figure, show, tell
+from configs.load import read_source
+from configs.run import RunConfig
+
+WARM_UP_STEPS = 20
+STALL_PARTS = ("data", "teacher", "wire", "decode", "checkpoint")
+
+
+@click.group(invoke_without_command=True)
+@click.option("--rounds", default=5, show_default=True, help="Turns of each arm.")
+@click.option("--steps", default=220, show_default=True, help="Steps of a turn.")
+@click.pass_context
+def main(context: click.Context, rounds: int, steps: int) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    from orchestrator.launch import connect
+
+    with tempfile.TemporaryDirectory() as scratch:
+        storage = Path(scratch)
+        _in_process("beforehand", storage, steps)
+        address = connect(None)
+        rates: list[tuple[float, float]] = []
+        for number in range(rounds):
+            bare = float(_in_process("bare", storage, steps))
+            rates.append((bare, _orchestrated_rate(storage, steps, number, address)))
+        stalls = _live_stalls(storage, steps, address)
+    rows = [[i, bare, ours, ours / bare] for i, (bare, ours) in enumerate(rates)]
+    show("Steps per second", ["round", "bare", "orchestrated", "ratio"], rows)
+    ratio = statistics.median(ours / bare for bare, ours in rates)
+    figures = {"orchestrated_over_bare": Figure(ratio, "1", ">= 0.95")}
+    for part, share in stalls.items():
+        figures[f"live_wait_{part}"] = Figure(share, "share of step time")
+    tell(figures)
+
+
+def _config(storage: Path, name: str, steps: int, preset: str = "quickstart-student") -> RunConfig:
+    """The quickstart's student, without what only happens now and then."""
+    from benchmarks.bare import preset_config
+
+    changes: dict[str, Any] = {
+        "steps": steps,
+        "evaluation": {"enabled": False},
+        "checkpoint": {"every_steps": 10**6},
+        "record": {"flush_s": 5.0},
+    }
+    if preset == "quickstart-student":
+        changes["teacher"] = {**read_source(preset)["teacher"], "checkpoint": "teacher"}
+    return preset_config(preset, storage, name, **changes)
+
+
+# The bare arm, in a process of its own each time, so that only this one keeps Ray up.
+
+
+def _in_process(what: str, storage: Path, steps: int) -> str:
+    command = [sys.executable, "-m", "benchmarks.overhead", what, str(storage), str(steps)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip()
+
+
+@main.command()
+@click.argument("storage", type=Path)
+@click.argument("steps", type=int)
+def beforehand(storage: Path, steps: int) -> None:
+    """A teacher of one step, and the rows and targets of every step of the student."""
+    from benchmarks.bare import make_teacher, prepare_here, student_job, train_here
+    from model.targets import from_wire
+    from workers.cache import cache_dir, keep_compiled_programs
+    from workers.rows import RowReader
+    from workers.step_rows import StepRows
+    from workers.targets_protocol import TargetSpec
+    from workers.teacher import codec_of
+
+    keep_compiled_programs()
+    teacher_config = _config(storage, "teacher", 50, "quickstart-teacher")
+    train_here(teacher_config)
+    config = _config(storage, "beforehand", steps)
+    folder, facts = prepare_here(config)
+    job = student_job(config, folder, facts)
+    assert config.teacher is not None and job.teacher_digest is not None
+    reader = RowReader.open(str(storage), job.dataset_digest, "train", cache_dir())
+    rows = StepRows(reader, config, range(config.batch.rows))
+    codec = codec_of(config.teacher).name
+    spec = TargetSpec(job.dataset_digest, job.teacher_digest, codec, config.seed)
+    teacher = make_teacher(config)
+    chunks = {}
+    loop = []
+    for index in range(steps):
+        request = rows.request(index, spec)
+        (chunk,) = teacher.score(request)
+        chunks[request.rows] = chunk
+        loop.append((tuple(rows.batch(index)), from_wire(chunk.arrays)))
+    rows.close()
+    (storage / "chunks.pkl").write_bytes(pickle.dumps(chunks))
+    (storage / "loop.pkl").write_bytes(pickle.dumps(loop))
+
+
+@main.command()
+@click.argument("storage", type=Path)
+@click.argument("steps", type=int)
+def bare(storage: Path, steps: int) -> None:
+    """Prints the steps per second of the plain loop, compilation left out."""
+    import jax
+    import numpy as np
+
+    from model.sharding import batch_sharding, make_mesh
+    from workers.cache import keep_compiled_programs
+    from workers.teacher import codec_of
+    from workers.train_step import Batch, make_init, make_train_step, signal_sharding
+
+    keep_compiled_programs()
+    config = _config(storage, "bare", steps)
+    assert config.teacher is not None
+    loop = pickle.loads((storage / "loop.pkl").read_bytes())
+    mesh = make_mesh({})
+    sharding = batch_sharding(mesh)
+    signals = jax.device_put(np.zeros(1, np.int32), signal_sharding(mesh))
+    train_step = make_train_step(config, codec_of(config.teacher), mesh)
+    state = make_init(config, mesh)()
+    before: Any = None
+    began = 0.0
+    for index, (arrays, targets) in enumerate(loop):
+        if index == WARM_UP_STEPS:
+            jax.block_until_ready(state)
+            began = time.perf_counter()
+        batch = Batch(*(jax.device_put(array, sharding) for array in arrays))
+        encoded = {name: jax.device_put(array, sharding) for name, array in targets.items()}
+        state, metrics = train_step(state, batch, encoded, signals)
+        if before is not None:
+            jax.device_get(before)
+        before = metrics
+    jax.block_until_ready(state)
+    click.echo((steps - WARM_UP_STEPS) / (time.perf_counter() - began))
+
+
+# The orchestrated arm: a real run, whose pool is up before its controller looks for it.
+
+
+class PrecomputedReplica:
+    """Hands out chunks that were made beforehand."""
+
+    def __init__(self, path: str):
+        self._chunks = pickle.loads(Path(path).read_bytes())
+
+    async def score(self, request: Any) -> AsyncIterator[Any]:
+        yield self._chunks[request.rows]
+
+
+def _orchestrated_rate(storage: Path, steps: int, number: int, address: str) -> float:
+    from ray import serve
+    from ray.serve.config import ProxyLocation
+
+    from orchestrator.launch import create_run
+    from orchestrator.teacher_pool import DEPLOYMENT, app_name
+
+    folder = create_run(_config(storage, f"orchestrated-{number}", steps))
+    serve.start(proxy_location=ProxyLocation.Disabled)
+    replica = serve.deployment(name=DEPLOYMENT, max_ongoing_requests=1024)(PrecomputedReplica)
+    serve.run(
+        replica.bind(str(storage / "chunks.pkl")),
+        name=app_name(folder.identity()["run_id"]),
+        route_prefix=None,
+        external_scaler_enabled=True,
+    )
+    lines = _run_to_end(folder, address)
+    return len(lines) / sum(line["step_s"] for line in lines)
+
+
+def _live_stalls(storage: Path, steps: int, address: str) -> dict[str, float]:
+    from orchestrator.launch import create_run
+
+    lines = _run_to_end(create_run(_config(storage, "live", steps)), address)
+    total_s = sum(line["step_s"] for line in lines)
+    return {part: sum(line["stall_s"][part] for line in lines) / total_s for part in STALL_PARTS}
+
+
+def _run_to_end(folder: Any, address: str) -> list[dict[str, Any]]:
+    from orchestrator.history import read_steps
+    from orchestrator.launch import start_controller
+
+    start_controller(folder, address)
+    while folder.lease() is not None:
+        time.sleep(0.5)
+    status = folder.status() or {}
+    assert status.get("state") == "finished", status.get("reason")
+    return read_steps(folder.url)[WARM_UP_STEPS:]
+
+
+if __name__ == "__main__":
+    main()
