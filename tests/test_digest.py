@@ -117,3 +117,10 @@ def test_the_kind_of_container_does_not_matter():
     assert digest == state_digest({"left": x, "right": [y, x]})
     assert digest == state_digest({"left": x, "right": {0: y, 1: x}})
     assert len(digest) == 16 and int(digest, 16) >= 0
+
+
+def test_both_halves_tell_places_apart_by_themselves():
+    """So two states that differ in several places agree by chance once in 2^64, not in 2^32."""
+    digests = [state_digest({"a": jnp.array(x, jnp.int32)}) for x in ([1, 2, 3], [2, 1, 3])]
+    assert digests[0][:8] != digests[1][:8] and digests[0][8:] != digests[1][8:]
+    assert digests[0][:8] != digests[0][8:]
