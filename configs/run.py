@@ -54,15 +54,15 @@ class TeacherConfig(Section):
     prefetch_steps: int = changeable(
         4, ge=1, description="Steps whose targets may be on their way at once."
     )
-    cpus_per_replica: float = changeable(1, ge=0, description="CPUs that Ray books per replica.")
+    cpus_per_replica: float = changeable(1.0, ge=0, description="CPUs that Ray books per replica.")
     tpus_per_replica: float = changeable(
         0, ge=0, description="TPU chips that Ray books per replica; 0 runs it on the CPU."
     )
     answer_within_s: float = changeable(
-        60, gt=0, description="How long one answer may take before another replica is asked."
+        60.0, gt=0, description="How long one answer may take before another replica is asked."
     )
     retry_for_s: float = changeable(
-        600, gt=0, description="How long a step waits for a teacher to answer before it fails."
+        600.0, gt=0, description="How long a step waits for a teacher to answer before it fails."
     )
 
 

@@ -28,6 +28,11 @@ _address = click.option(
 _settings = click.option(
     "--set", "settings", multiple=True, metavar="A.B=C", help="Changes one setting; repeatable."
 )
+_run_storage = click.option(
+    "--storage",
+    envvar="STILLHOUSE_STORAGE",
+    help="Folder or URL for the run, instead of the configuration's.",
+)
 _run = click.argument("run")
 
 
@@ -57,9 +62,17 @@ def main() -> None:
 @click.argument("source", metavar="PRESET|FILE")
 @_settings
 @_address
+@_run_storage
 @click.option("--check", is_flag=True, help="Only validate, and print the resolved configuration.")
-def run(source: str, settings: tuple[str, ...], address: str | None, check: bool) -> None:
+def run(
+    source: str,
+    settings: tuple[str, ...],
+    address: str | None,
+    storage: str | None,
+    check: bool,
+) -> None:
     """Starts a run (or a recipe of runs) and follows it to its end."""
+    settings = (*([f"storage={storage}"] if storage else []), *settings)
     config = load_config(source, settings)
     if check:
         from orchestrator.check import show_check

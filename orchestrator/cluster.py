@@ -24,9 +24,10 @@ _TOPOLOGY = "ray.io/tpu-topology"
 
 @dataclass(frozen=True)
 class SimulatedCluster:
-    """A running local cluster; `address` is for `ray.init`."""
+    """A running local cluster; `address` is for `ray.init`, the dashboard's for jobs."""
 
     address: str
+    dashboard_url: str | None
 
 
 @contextlib.contextmanager
@@ -88,7 +89,8 @@ def simulated_cluster(
                 cluster.add_node(wait=False, num_cpus=cpus_per_host, **host)
         cluster.wait_for_nodes()
         assert cluster.address is not None
-        yield SimulatedCluster(cluster.address)
+        url = cluster.head_node.webui_url if cluster.head_node is not None else None
+        yield SimulatedCluster(cluster.address, f"http://{url}" if url else None)
 
 
 def _host_node(shape: Topology, slice_name: str, worker_id: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ folder, and all it drives (attempt, teachers) outlives it. No array passes throu
 """
 
 import logging
+import os
 import threading
 import time
 import uuid
@@ -79,7 +80,7 @@ class ControllerActor:
     def _take_up(self) -> None:
         snapshot = self._machine.snapshot
         self._folder.write_lease(self._life, self._spec.address)
-        self._events.say("controller_started", life=self._life, state=snapshot.state.value)
+        self._events.say("controller_started", pid=os.getpid(), state=snapshot.state.value)
         if snapshot.state is State.PREPARING:
             self._preparation.start()
         elif snapshot.state.is_terminal:

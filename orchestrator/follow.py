@@ -90,7 +90,8 @@ def describe_status(status: dict[str, Any]) -> str:
         return status["state"]
     rate = line["tokens"] / line["step_s"]
     wait = sum(line["stall_s"].values()) / line["step_s"]
-    return f"{status['state']} · loss {line['loss']:.3f} · {rate:,.0f} tokens/s · wait {wait:.0%}"
+    state = "" if status["state"] == "training" else f"{status['state']} · "
+    return f"{state}loss {line['loss']:.3f} · {rate:,.0f} tokens/s · wait {wait:.0%}"
 
 
 def _tell_events(events: list[dict[str, Any]], console: Console) -> None:
@@ -149,7 +150,7 @@ def _asking_to_stop(folder: RunFolder, console: Console) -> Iterator[None]:
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,

@@ -19,6 +19,8 @@ def simulate_until_interrupted(
         console.print(
             f"{num_slices} × {accelerator} {topology} at {cluster.address}; try\n"
             f"  RAY_AUTH_MODE=disabled stillhouse run simulated --address {cluster.address}\n"
+            f"  RAY_AUTH_MODE=disabled stillhouse submit simulated --address "
+            f"{cluster.dashboard_url}\n"
             f"Ctrl-C ends it.",
             highlight=False,
             soft_wrap=True,

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from configs.load import parse_run
 from configs.run import RunConfig
@@ -24,7 +27,7 @@ EVERY_STEPS = 8
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SimulatedCluster]:
-    with simulated_cluster(2, "2x2x2", "v4") as running:
+    with simulated_cluster(2, "2x2x2", "v4", dashboard=True) as running:
         connect(running.address)
         yield running
 
@@ -79,6 +82,65 @@ def test_killed_student_host_resumes_bit_for_bit(
     assert [event["kind"] for event in failed] == ["host_died"]
     assert {line["attempt"] for line in history.read_steps(folder.url)} == {1, 2}
     assert_same_run(folder, undisturbed)
+
+
+def test_a_run_outlives_its_job_its_terminal_and_its_controller(
+    cluster: SimulatedCluster, storage: Path
+) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    assert cluster.dashboard_url is not None
+    values = tiny_values(storage, "job") | {
+        "steps": 1500,
+        "checkpoint": {"every_steps": 500},
+        "evaluation": {"enabled": False},
+    }
+    (storage / "job.yaml").write_text(yaml.safe_dump(values))
+    folder = RunFolder(str(storage), "job")
+    root = Path(__file__).parent.parent
+    submitted = command(
+        *("submit", str(storage / "job.yaml"), "--address", cluster.dashboard_url),
+        *("--working-dir", str(root), "--no-wait"),
+    )
+    output, _ = submitted.communicate(timeout=120)
+    assert submitted.returncode == 0, output
+
+    # `ray job stop` lets the run save and stop.
+    wait_until(lambda: step_of(folder) >= 10)
+    client = JobSubmissionClient(cluster.dashboard_url)
+    (job,) = [job for job in client.list_jobs() if job.submission_id is not None]
+    assert job.submission_id is not None
+    client.stop_job(job.submission_id)
+    wait_until(lambda: status(folder).get("state") == State.STOPPED)
+    wait_until(lambda: folder.lease() is None)
+    stopped_at = history.read_steps(folder.url)[-1]["step"]
+    assert status(folder)["checkpoints"][-1] == stopped_at < 1500
+
+    # A terminal that is lost takes nothing along, nor does the controller's death.
+    terminal = command("resume", "job", "--storage", str(storage), "--address", cluster.address)
+    wait_until(lambda: step_of(folder) >= stopped_at + 10)
+    terminal.kill()
+    terminal.wait()
+    kill_one(folder, "controller_started")
+    wait_for_end(folder)
+    lines = history.read_steps(folder.url)
+    assert [line["step"] for line in lines] == list(range(1, 1501))
+    assert {line["attempt"] for line in lines} == {1, 2}
+    started = [e for e in history.read_events(folder.url) if e["event"] == "controller_started"]
+    assert len(started) == 3
+
+
+def command(*arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def step_of(folder: RunFolder) -> int:
+    return status(folder).get("step") or 0
 
 
 def launch(cluster: SimulatedCluster, storage: Path, name: str) -> RunFolder:

@@ -29,7 +29,7 @@ LONG_S = 30.0
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target_stream, "RETRY_PAUSE_S", 0)
+    monkeypatch.setattr(target_stream, "FIRST_PAUSE_S", 0)
 
 
 def request_of(step: int) -> TargetRequest:
@@ -246,7 +246,7 @@ def test_a_chunk_of_other_rows_is_an_error():
 
 
 def test_closing_ends_a_stream_that_fails_on(monkeypatch):
-    monkeypatch.setattr(target_stream, "RETRY_PAUSE_S", LONG_S)
+    monkeypatch.setattr(target_stream, "FIRST_PAUSE_S", LONG_S)
 
     def threads() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if thread.name.startswith("targets")}

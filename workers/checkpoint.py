@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from configs.run import RunConfig
@@ -203,11 +203,6 @@ def load_params(url: str, mesh: Mesh | None = None) -> tuple[ModelConfig, Params
     return model, params
 
 
-def replicated_step(step: int, mesh: Mesh) -> jax.Array:
-    """The step counter of a state that starts from another run's weights."""
-    return jax.device_put(jnp.int32(step), NamedSharding(mesh, PartitionSpec()))
-
-
 def read_entry(run_url: str, step: int) -> CheckpointMeta:
     """The catalogue's entry of a step. Raises FileNotFoundError if there is none."""
     return CheckpointMeta(**read_json(entry_url(run_url, step)))
@@ -280,5 +275,5 @@ def _verify(url: str, what: str, tree: Any, digest: str) -> None:
     if (found := state_digest(tree)) != digest:
         raise CorruptCheckpointError(
             f"The {what} in {url} have digest {found}, but {digest} was saved: the files are "
-            f"damaged; resume from another step"
+            f"damaged; start a new run from another step (`start_from`)"
         )

@@ -18,6 +18,7 @@ from workers.checkpoint import (
     CheckpointWriter,
     describe,
     load_params,
+    read_meta,
     restore_state,
 )
 from workers.jobs import StudentJob
@@ -124,13 +125,13 @@ class Student:
                 if stopped:
                     break
             self._saver.wait()
+            meta = self._describe()
         finally:
             self._rows.close()
             if self._stream is not None:
                 self._stream.close()
-        meta = self._describe()
-        self._record.close()
-        self._events.close()
+            self._record.close()
+            self._events.close()
         return Finish(meta.step, meta.digest, stopped and meta.step < self._job.config.steps)
 
     def _dispatch(self, index: int) -> _Dispatched:
@@ -206,6 +207,8 @@ class Student:
 
     def _initial_state(self) -> TrainState:
         start, config = self._job.start, self._job.config
+        if start.url is not None:
+            self._check_same_data(start.url)
         if start.kind in ("resume", "fork"):
             assert start.url is not None
             return restore_state(start.url, config, self._mesh)
@@ -219,6 +222,22 @@ class Student:
                 )
             state = state._replace(params=params)
         return state
+
+    def _check_same_data(self, url: str) -> None:
+        """Token ids and data position mean the same in the checkpoint and in this run."""
+        meta, job = read_meta(url), self._job
+        what = "resume" if job.start.kind == "resume" else "start_from.checkpoint"
+        if meta.tokenizer_digest != job.tokenizer_digest:
+            raise ValueError(
+                f"{what}: {url} was trained with tokenizer {meta.tokenizer_digest[:12]}, this run "
+                f"has {job.tokenizer_digest[:12]}; import that tokenizer (data.tokenizer)"
+            )
+        if job.start.kind != "weights" and meta.dataset_digest != job.dataset_digest:
+            raise ValueError(
+                f"{what}: {url} stands at a position of data set {meta.dataset_digest[:12]}, this "
+                f"run reads {job.dataset_digest[:12]}; its text has changed: put it back, or "
+                f"start a new run from the weights (start_from.state=weights)"
+            )
 
     def _open_stream(self, source: TargetSource) -> TargetStream:
         job = self._job

@@ -16,7 +16,7 @@ from workers.targets_protocol import (
     TeacherUnavailableError,
 )
 
-RETRY_PAUSE_S = 0.2
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 
 
 class Waited(NamedTuple):
@@ -98,6 +98,7 @@ class TargetStream:
         chunks: list[TargetChunk] = []
         num_rows, wire_s = 0, 0.0
         deadline = time.monotonic() + self._retry_for_s
+        pause_s = FIRST_PAUSE_S
         while num_rows < len(request.rows):
             try:
                 for answer in self._source.ask(request.part(num_rows)):
@@ -106,6 +107,7 @@ class TargetStream:
                     chunks.append(answer.chunk)
                     num_rows += len(answer.chunk.rows)
                     wire_s += answer.wire_s
+                    pause_s = FIRST_PAUSE_S
                     deadline = time.monotonic() + self._retry_for_s
                 if num_rows < len(request.rows):
                     raise TeacherUnavailableError("the answer ended early")
@@ -116,6 +118,7 @@ class TargetStream:
                         f"(teacher.retry_for_s); the last try met: {error}"
                     ) from error
                 self._on_retry(step, error)
-                if self._closed.wait(RETRY_PAUSE_S):
+                if self._closed.wait(pause_s):
                     raise
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return _Fetched(chunks, wire_s)
