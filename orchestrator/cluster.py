@@ -6,6 +6,7 @@ computes on the CPU.
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,9 +68,10 @@ def simulated_cluster(
         ray_dir = temp_dir / "ray"
         ray_dir.mkdir(parents=True, exist_ok=True)
         # RAY_TMPDIR also holds the file by which other Rays on this machine find "the" cluster.
-        stack.enter_context(
-            _environment({"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(temp_dir)})
-        )
+        # Jobs run `python`: let it be this one.
+        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+        values = {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(temp_dir), "PATH": path}
+        stack.enter_context(_environment(values))
 
         import ray
         from ray.cluster_utils import Cluster
