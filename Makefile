@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	&& echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-slow check docs clean
+.PHONY: help quickstart test check docs clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -26,10 +26,7 @@ quickstart: $(VENV)/.installed ## text → tokenizer, teacher, distilled student
 	$(BIN)/stillhouse run quickstart
 
 test: $(VENV)/.installed-dev ## all tests of a change, at most 15 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: $(VENV)/.installed-dev ## what needs more cluster start-ups, or more time
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-dev ## lint, format, types, and which package may import which
 	$(BIN)/ruff check .
