@@ -1,6 +1,7 @@
 """From a configuration to a running controller: checks, names, places, one actor."""
 
 import os
+import socket
 import time
 import uuid
 from typing import Any
@@ -27,6 +28,33 @@ _TRIES = 60
 
 class LaunchError(ValueError):
     """A run that cannot be started or found; the message says why and what to do."""
+
+
+def check_address(address: str | None) -> None:
+    """Finds out in seconds what Ray would need minutes for: whether anything is there.
+
+    Raises:
+        LaunchError: not a cluster's own address, or nothing listens there.
+    """
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "//" in address or not host or not port.isdigit():
+        raise LaunchError(
+            f"--address {address}: should be `auto` or HOST:PORT of the cluster's head, seen from "
+            f"one of its machines; from elsewhere `stillhouse submit` takes http://HOST:8265"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise LaunchError(_no_cluster(address, str(error))) from error
+
+
+def _no_cluster(address: str, reason: str) -> str:
+    return (
+        f"--address {address}: no Ray cluster answers there ({reason}); start one with "
+        f"`ray start --head`, or leave --address out to run on this machine"
+    )
 
 
 def connect(address: str | None) -> str:
@@ -61,10 +89,7 @@ def connect(address: str | None) -> str:
             ray.init(address=address, **common)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             first = str(error).strip().splitlines()[0]
-            raise LaunchError(
-                f"--address {address}: no Ray cluster answers there ({first}); start one with "
-                f"`ray start --head`, or leave --address out to run on this machine"
-            ) from error
+            raise LaunchError(_no_cluster(address, first)) from error
     return ray.get_runtime_context().gcs_address
 
 

@@ -10,6 +10,7 @@ from configs.settings import changed_settings
 from orchestrator.follow import follow, is_under_way
 from orchestrator.launch import (
     LaunchError,
+    check_address,
     connect,
     create_run,
     run_folder,
@@ -23,6 +24,7 @@ from workers.record import EventWriter
 
 def launch_and_follow(config: RunConfig, address: str | None, console: Console) -> int:
     """Starts a new run and shows it until it ends; returns the exit code."""
+    check_address(address)
     folder = create_run(config)
     try:
         start_controller(folder, connect(address))
@@ -45,6 +47,7 @@ def resume_and_follow(
             raise ValueError(f"{folder.name} is under way; stop it before changing its settings")
         console.print(f"{folder.name} is under way; following it", highlight=False)
         return follow(folder, console)
+    check_address(address)
     config = folder.config()
     changed = changed_settings(config, settings)
     place = connect(address)

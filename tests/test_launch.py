@@ -1,6 +1,7 @@
 """What a launch settles before anything runs: names, teachers, starting points."""
 
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from configs.load import parse_run
 from configs.run import RunConfig
-from orchestrator.launch import LaunchError, create_run, find_checkpoint
+from orchestrator.launch import LaunchError, check_address, create_run, find_checkpoint
 from orchestrator.run_folder import RunFolder, list_runs
 from tests.runs import VOCAB_SIZE, make_teacher, text_folder, tiny_values
 from workers.preparer import prepare
@@ -232,3 +233,20 @@ def prepare_run(config: RunConfig, storage: Path, teacher_url: str):
     run_url = str(storage / "runs" / "run")
     write_json(f"{run_url}/marker.json", {})
     return prepare(config.data, VOCAB_SIZE, str(storage), run_url, teacher_url, 1, ignore)
+
+
+# Addresses.
+
+
+@pytest.mark.parametrize("address", ["http://head:8265", "ray://head:10001", "head", "head:"])
+def test_what_is_no_address_of_a_head_is_refused(address: str):
+    with pytest.raises(LaunchError, match="should be `auto` or HOST:PORT"):
+        check_address(address)
+
+
+def test_an_address_without_a_cluster_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        check_address(f"127.0.0.1:{port}")
+    with pytest.raises(LaunchError, match="no Ray cluster answers there"):
+        check_address(f"127.0.0.1:{port}")
