@@ -14,12 +14,12 @@ from typing import Any
 import ray
 
 from configs.run import RunConfig
-from orchestrator import catalogue
-from orchestrator import controller as machine
-from orchestrator.controller import Controller, Snapshot, State
+from orchestrator import catalogue, run_state
+from orchestrator.controller import Controller
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import LEASE_RENEWAL_S, RunFolder
 from orchestrator.run_parts import AttemptPart, EvaluationPart, PreparationPart
+from orchestrator.run_state import Snapshot, State
 from orchestrator.teacher_pool import TeacherPool, app_name
 from orchestrator.tracking import TrackingPart
 from workers.jobs import TeacherJob
@@ -50,7 +50,7 @@ class ControllerActor:
         self._tracking = TrackingPart(self._folder.url, self._config, spec)
         self._machine = Controller(self._config, self._load_snapshot())
         self._remembered: Snapshot | None = None
-        self._actions: list[machine.Action] = []
+        self._actions: list[run_state.Action] = []
         self._storage_answered_s = time.monotonic()
         self._preparation = PreparationPart(spec, self._config)
         self._attempt = AttemptPart(spec, self._config)
@@ -124,10 +124,10 @@ class ControllerActor:
 
     def _turn(self) -> None:
         now_s = time.time()
-        events = [machine.Ticked(), *self._poll()]
+        events = [run_state.Ticked(), *self._poll()]
         commands: list[tuple[str, dict[str, Any]]] = []
         look = now_s - self._looked_at_s >= LOOK_AT_STORAGE_S
-        if look or any(isinstance(event, machine.AttemptFinished) for event in events):
+        if look or any(isinstance(event, run_state.AttemptFinished) for event in events):
             # Before an end is taken in, its last checkpoint has to be known.
             self._looked_at_s = now_s
             commands = self._folder.commands()
@@ -143,26 +143,26 @@ class ControllerActor:
             self._renewed_at_s = now_s
             self._folder.write_lease(self._life, self._spec.address)
 
-    def _poll(self) -> list[machine.Event]:
+    def _poll(self) -> list[run_state.Event]:
         snapshot = self._machine.snapshot
-        events: list[machine.Event] = []
+        events: list[run_state.Event] = []
         if snapshot.state is State.PREPARING:
             events += self._preparation.poll()
         if snapshot.state in (State.STARTING, State.TRAINING, State.STOPPING):
             if self._line_attempt == snapshot.attempt:
-                events.append(machine.Stepped(snapshot.attempt))
+                events.append(run_state.Stepped(snapshot.attempt))
             events += self._attempt.poll(snapshot.attempt)
         if snapshot.evaluating is not None:
             events += self._evaluation.poll()
         if self._pool is not None and (reason := self._pool.failure()):
-            events.append(machine.Broken(reason))
+            events.append(run_state.Broken(reason))
         return events
 
-    def _look_for_steps(self) -> list[machine.Event]:
+    def _look_for_steps(self) -> list[run_state.Event]:
         steps = tuple(catalogue.committed_steps(self._folder.url))
-        return [machine.Committed(steps)] if steps != self._machine.snapshot.steps else []
+        return [run_state.Committed(steps)] if steps != self._machine.snapshot.steps else []
 
-    def _take_in(self, event: machine.Event, now_s: float) -> None:
+    def _take_in(self, event: run_state.Event, now_s: float) -> None:
         self._actions += self._machine.on(event, now_s)
         if self._machine.snapshot != self._remembered:
             # What is remembered comes first: an action lost with the controller is made good
@@ -173,22 +173,22 @@ class ControllerActor:
             self._act(self._actions[0])
             del self._actions[0]
 
-    def _act(self, action: machine.Action) -> None:
+    def _act(self, action: run_state.Action) -> None:
         facts = self._machine.snapshot.facts
-        if isinstance(action, machine.Say):
+        if isinstance(action, run_state.Say):
             self._events.say(action.event, **action.details)
-        elif isinstance(action, machine.StartAttempt):
+        elif isinstance(action, run_state.StartAttempt):
             assert facts is not None
             self._attempt.start(action.attempt, facts, self._machine.snapshot.steps)
-        elif isinstance(action, machine.KillAttempt):
+        elif isinstance(action, run_state.KillAttempt):
             self._attempt.kill(action.attempt)
-        elif isinstance(action, machine.SetTeachers):
+        elif isinstance(action, run_state.SetTeachers):
             if self._pool is not None:
                 self._pool.scale(action.replicas)
-        elif isinstance(action, machine.Evaluate):
+        elif isinstance(action, run_state.Evaluate):
             assert facts is not None
             self._evaluation.start(action.step, facts)
-        elif isinstance(action, machine.Delete):
+        elif isinstance(action, run_state.Delete):
             catalogue.delete_checkpoint(self._folder.url, action.step)
             self._events.say("checkpoint_deleted", step=action.step)
         else:
@@ -253,8 +253,8 @@ class ControllerActor:
         self._tracking.gauge(status)
 
 
-def _event_of(command: dict[str, Any]) -> machine.Event:
+def _event_of(command: dict[str, Any]) -> run_state.Event:
     if command["kind"] == "stop":
-        return machine.StopAsked()
+        return run_state.StopAsked()
     assert command["kind"] == "scale", f"unknown command {command}"
-    return machine.ScaleAsked(command["teachers"])
+    return run_state.ScaleAsked(command["teachers"])

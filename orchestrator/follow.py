@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from orchestrator.controller import State
 from orchestrator.history import Tail
 from orchestrator.run_folder import LEASE_EXPIRY_S, LEASE_RENEWAL_S, RunFolder
+from orchestrator.run_state import State
 from workers.record import EVENTS
 
 LOOK_EVERY_S = 0.5

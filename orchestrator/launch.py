@@ -11,10 +11,10 @@ from ray.exceptions import RayActorError
 
 from configs.run import RunConfig
 from orchestrator.catalogue import committed_steps, read_checkpoint_entry
-from orchestrator.controller import State
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder, absolute
+from orchestrator.run_state import State
 from workers.code_identity import code_digest, software
 from workers.corpus import list_files
 from workers.storage import exists, join

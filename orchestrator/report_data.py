@@ -7,9 +7,9 @@ from typing import Any
 
 from configs.run import RunConfig
 from model.config import param_count
-from orchestrator.controller import State
 from orchestrator.history import Line, read_events, read_steps
 from orchestrator.run_folder import RunFolder
+from orchestrator.run_state import State
 
 MISSING = "–"
 STALL_PARTS = ("data", "teacher", "wire", "decode", "checkpoint")

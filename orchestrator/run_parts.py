@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from configs.run import RunConfig
-from orchestrator import controller as machine
+from orchestrator import run_state
 from orchestrator.attempt import attempt_name, remove_leftover_placement_groups, start_attempt
 from orchestrator.fault_policy import DRIVER_DIED, Failure
 from orchestrator.launch_spec import LaunchSpec
@@ -41,21 +41,23 @@ class PreparationPart:
         self._actor = start_actor(_Preparer, num_cpus=0, max_concurrency=2, runtime_env=_CPU)
         self._result = self._actor.prepare.remote(self._spec, self._config)
 
-    def poll(self) -> list[machine.Event]:
+    def poll(self) -> list[run_state.Event]:
         if self._result is None or not is_ready(self._result):
             return []
         try:
             facts = answer(self._result)
         except RayTaskError as error:
-            return [machine.Broken(str(error.cause))]
+            return [run_state.Broken(str(error.cause))]
         except RayActorError as error:
             self._num_deaths += 1
             if self._num_deaths > MAX_PREPARER_DEATHS:
-                return [machine.Broken(f"The process that makes tokenizer and rows died: {error}")]
+                return [
+                    run_state.Broken(f"The process that makes tokenizer and rows died: {error}")
+                ]
             self.start()  # what it had made is found again
             return []
         self.kill()
-        return [machine.Prepared(facts)]
+        return [run_state.Prepared(facts)]
 
     def progress(self) -> dict[str, Any] | None:
         """What is being made, and how far it is; None when nothing is."""
@@ -130,7 +132,7 @@ class AttemptPart:
         self._driver = start_attempt(self._spec.run_id, attempt, payload, self._scratch())
         self._outcome = None
 
-    def poll(self, attempt: int) -> list[machine.Event]:
+    def poll(self, attempt: int) -> list[run_state.Event]:
         name = attempt_name(self._spec.run_id, attempt)
         try:
             if self._driver is None:
@@ -151,13 +153,13 @@ class AttemptPart:
         self.kill(attempt)
         if finish is not None:
             return [
-                machine.AttemptFinished(
+                run_state.AttemptFinished(
                     attempt, finish["step"], finish["digest"], finish["stopped"]
                 )
             ]
         if not failures:
             failures = (Failure(None, (), "The students ended without a result"),)
-        return [machine.AttemptFailed(attempt, failures)]
+        return [run_state.AttemptFailed(attempt, failures)]
 
     def kill(self, attempt: int) -> None:
         """Ends the attempt's actor, and with it the gang, and frees what it had reserved."""
@@ -204,20 +206,20 @@ class EvaluationPart:
         self._step = step
         self._result = self._actor.evaluate.remote(url)
 
-    def poll(self) -> list[machine.Event]:
+    def poll(self) -> list[run_state.Event]:
         if self._result is None or not is_ready(self._result):
             return []
         try:
             evaluation = answer(self._result)
         except RayTaskError as error:
             self._result = None
-            return [machine.EvaluationFailed(self._step, str(error.cause), retry=False)]
+            return [run_state.EvaluationFailed(self._step, str(error.cause), retry=False)]
         except RayError as error:
             self._actor = self._result = None
-            return [machine.EvaluationFailed(self._step, str(error), retry=True)]
+            return [run_state.EvaluationFailed(self._step, str(error), retry=True)]
         self._folder.write_evaluation(evaluation)
         self._result = None
-        return [machine.Evaluated(self._step, evaluation["bits_per_byte"])]
+        return [run_state.Evaluated(self._step, evaluation["bits_per_byte"])]
 
     def kill(self) -> None:
         if self._actor is not None:

@@ -16,9 +16,9 @@ from configs.load import parse_run
 from configs.run import RunConfig
 from orchestrator import history
 from orchestrator.cluster import SimulatedCluster, simulated_cluster
-from orchestrator.controller import State
 from orchestrator.launch import connect, create_run, start_controller
 from orchestrator.run_folder import RunFolder
+from orchestrator.run_state import State
 from tests.runs import make_teacher, text_folder, tiny_values
 
 NUM_STEPS = 24

@@ -18,15 +18,16 @@ from hypothesis.stateful import (
 
 from configs.load import parse_run
 from configs.run import RunConfig
-from orchestrator.controller import (
-    MAX_WAITING_EVALUATIONS,
-    STOP_WITHIN_S,
+from orchestrator.controller import MAX_WAITING_EVALUATIONS, STOP_WITHIN_S, Controller
+from orchestrator.fault_policy import DRIVER_DIED, Failure
+from orchestrator.recipe import _reopen
+from orchestrator.run_folder import RunFolder
+from orchestrator.run_state import (
     TRANSITIONS,
     AttemptFailed,
     AttemptFinished,
     Broken,
     Committed,
-    Controller,
     Delete,
     Evaluate,
     Evaluated,
@@ -45,9 +46,6 @@ from orchestrator.controller import (
     StopAsked,
     Ticked,
 )
-from orchestrator.fault_policy import DRIVER_DIED, Failure
-from orchestrator.recipe import _reopen
-from orchestrator.run_folder import RunFolder
 from tests.runs import tiny_values
 from workers.code_identity import software
 

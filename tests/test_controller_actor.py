@@ -8,11 +8,11 @@ import pytest
 
 from configs.load import parse_run
 from orchestrator import controller_actor
-from orchestrator.controller import AttemptFinished, Prepared, Snapshot, State
 from orchestrator.controller_actor import ControllerActor
 from orchestrator.history import read_events
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import RunFolder
+from orchestrator.run_state import AttemptFinished, Prepared, Snapshot, State
 from tests.runs import tiny_values
 from workers.storage import join, write_json
 

@@ -1,0 +1,213 @@
+"""What a run can be in, what can happen to it, and what can be done about it: plain data.
+
+`TRANSITIONS` is the state machine; `orchestrator.controller` decides along it.
+"""
+
+import dataclasses
+import enum
+from typing import Any
+
+from orchestrator.fault_policy import Failure
+
+
+class State(enum.StrEnum):
+    """Where a run stands."""
+
+    PREPARING = "preparing"
+    STARTING = "starting"
+    TRAINING = "training"
+    RECOVERING = "recovering"
+    STOPPING = "stopping"
+    EVALUATING = "evaluating"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.PREPARING: frozenset({State.STARTING, State.STOPPED, State.FAILED}),
+    State.STARTING: frozenset(
+        {State.TRAINING, State.RECOVERING, State.STOPPING, State.EVALUATING, State.FAILED}
+    ),
+    State.TRAINING: frozenset({State.RECOVERING, State.STOPPING, State.EVALUATING, State.FAILED}),
+    State.RECOVERING: frozenset({State.STARTING, State.STOPPED, State.FAILED}),
+    State.STOPPING: frozenset({State.STOPPED, State.EVALUATING}),
+    State.EVALUATING: frozenset({State.FINISHED, State.STOPPED}),
+    State.FINISHED: frozenset(),
+    State.STOPPED: frozenset(),
+    State.FAILED: frozenset(),
+}
+
+
+# What can happen.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Tokenizer and rows are there."""
+
+    facts: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """Something without which the run cannot go on, and which no second try mends."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepped:
+    """The students report that they train."""
+
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AttemptFinished:
+    """The gang came to its end by itself."""
+
+    attempt: int
+    step: int
+    digest: str
+    stopped: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AttemptFailed:
+    """The gang is gone."""
+
+    attempt: int
+    failures: tuple[Failure, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Committed:
+    """The complete checkpoints on storage."""
+
+    steps: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """A checkpoint has been judged."""
+
+    step: int
+    bits_per_byte: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationFailed:
+    """The evaluator died (`retry`) or refused the checkpoint."""
+
+    step: int
+    message: str
+    retry: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class StopAsked:
+    """A user wants the run to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleAsked:
+    """A user wants another number of teachers."""
+
+    teachers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ticked:
+    """Time has passed."""
+
+
+Event = (
+    Prepared
+    | Broken
+    | Stepped
+    | AttemptFinished
+    | AttemptFailed
+    | Committed
+    | Evaluated
+    | EvaluationFailed
+    | StopAsked
+    | ScaleAsked
+    | Ticked
+)
+
+
+# What is to be done.
+@dataclasses.dataclass(frozen=True)
+class StartAttempt:
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True)
+class KillAttempt:
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SetTeachers:
+    replicas: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Delete:
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """Everything the run still holds on the cluster is to go."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Say:
+    """An event for the record."""
+
+    event: str
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Action = StartAttempt | KillAttempt | SetTeachers | Evaluate | Delete | Release | Say
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """All that the controller remembers; it survives the controller on storage."""
+
+    state: State = State.PREPARING
+    attempt: int = 0
+    teachers: int = 0
+    facts: dict[str, Any] | None = None
+    stop_asked: bool = False
+    used: dict[str, int] = dataclasses.field(default_factory=dict)
+    relaunch_at_s: float = 0.0
+    kill_at_s: float = 0.0
+    reason: str | None = None
+    digest: str | None = None
+    step: int | None = None
+    """Where the newest attempt that ended by itself came to."""
+    steps: tuple[int, ...] = ()
+    evaluating: int | None = None
+    evaluated: dict[int, float | None] = dataclasses.field(default_factory=dict)
+    """Bits per byte by step; None where the checkpoint could not be judged."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Snapshot":
+        evaluated = {int(step): value for step, value in values["evaluated"].items()}
+        steps = tuple(values["steps"])
+        state = State(values["state"])
+        return cls(**{**values, "state": state, "steps": steps, "evaluated": evaluated})
