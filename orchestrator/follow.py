@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from orchestrator.history import Tail
 from orchestrator.run_folder import LEASE_EXPIRY_S, LEASE_RENEWAL_S, RunFolder
@@ -57,7 +58,7 @@ def follow(folder: RunFolder, console: Console) -> int:
         LostRunError: the run's controller has been away for too long.
     """
     with _asking_to_stop(folder, console), _progress(console) as bar:
-        task = bar.add_task("waiting", total=None)
+        task = bar.add_task(folder.name, total=None, doing="waiting")
         events = Tail(folder.url, EVENTS)
         events.new()  # told before
         seen_s = time.monotonic()
@@ -91,7 +92,7 @@ def describe_status(status: dict[str, Any]) -> str:
     rate = line["tokens"] / line["step_s"]
     wait = sum(line["stall_s"].values()) / line["step_s"]
     state = "" if status["state"] == "training" else f"{status['state']} · "
-    return f"{state}loss {line['loss']:.3f} · {rate:,.0f} tokens/s · wait {wait:.0%}"
+    return f"{state}loss {line['loss']:.3f} · {rate:,.0f} tok/s · wait {wait:.0%}"
 
 
 def _tell_events(events: list[dict[str, Any]], console: Console) -> None:
@@ -107,7 +108,7 @@ def _update(bar: Progress, task: Any, status: dict[str, Any]) -> None:
         bar.update(task, completed=made["done"], total=made["total"] or None)
     else:
         bar.update(task, completed=status["step"] or 0, total=status["num_steps"])
-    bar.update(task, description=f"{status['name']}: {describe_status(status)}")
+    bar.update(task, doing=describe_status(status))
 
 
 def _tell_end(folder: RunFolder, status: dict[str, Any], console: Console) -> int:
@@ -149,10 +150,11 @@ def _asking_to_stop(folder: RunFolder, console: Console) -> Iterator[None]:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=18)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+        BarColumn(bar_width=8),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn("{task.fields[doing]}", table_column=Column(no_wrap=True)),
         console=console,
         refresh_per_second=4,
     )
