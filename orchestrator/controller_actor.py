@@ -125,13 +125,15 @@ class ControllerActor:
     def _turn(self) -> None:
         now_s = time.time()
         events = [run_state.Ticked(), *self._poll()]
+        ended = (run_state.AttemptFinished, run_state.AttemptFailed)
         commands: list[tuple[str, dict[str, Any]]] = []
         look = now_s - self._looked_at_s >= LOOK_AT_STORAGE_S
-        if look or any(isinstance(event, run_state.AttemptFinished) for event in events):
-            # Before an end is taken in, its last checkpoint has to be known.
+        if look or any(isinstance(event, ended) for event in events):
+            # Before an end or a relaunch is decided on, the last checkpoint has to be known.
             self._looked_at_s = now_s
             commands = self._folder.commands()
-            events[1:1] = [_event_of(command) for _, command in commands] + self._look_for_steps()
+            found = [_event_of(command) for _, command in commands]
+            events = [*self._look_for_steps(), *found, *events]
         for event in events:
             self._take_in(event, now_s)
         for name, _ in commands:

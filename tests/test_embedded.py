@@ -14,12 +14,9 @@ import psutil
 import pytest
 import yaml
 
-from configs.load import parse_run
 from orchestrator.history import read_events, read_steps
-from orchestrator.launch import create_run
 from orchestrator.run_folder import RunFolder
-from tests.runs import InProcessSource, first_job, make_teacher, text_folder, tiny_values
-from workers.student import train
+from tests.runs import make_teacher, text_folder, tiny_values
 
 NUM_STEPS = 400
 # After a kill -9, Ray's two agents try to report it for about a minute before they leave.
@@ -47,7 +44,6 @@ def values(storage: Path, name: str) -> dict[str, Any]:
         "steps": NUM_STEPS,
         "objective": {"kind": "distill"},
         "teacher": {"checkpoint": "teacher", "rows_per_batch": 4},
-        "cluster": {"devices_per_host": 8},
         "checkpoint": {"every_steps": 40},
         "evaluation": {"enabled": False},
         "tracking": {"wandb": "offline"},
@@ -85,14 +81,20 @@ def test_a_run_survives_ctrl_c_and_a_killed_command(storage: Path, temp_dir: Pat
     assert [line["step"] for line in lines] == list(range(1, NUM_STEPS + 1))
     assert {line["attempt"] for line in lines} == {1, 2, 3}
 
-    # The same run in this process, in one go and without Ray.
-    config = parse_run(values(storage, "reference"), "test")
-    reference = create_run(config)
-    job = first_job(config, reference)
-    finish = train(job, InProcessSource(config))
-    expected = read_steps(reference.url)
+    # The same run in one process, in one go and without Ray.
+    reference = storage / "reference.yaml"
+    reference.write_text(yaml.safe_dump(values(storage, "reference")))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.reference", str(reference)],
+        env=environment(temp_dir),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = read_steps(RunFolder(str(storage), "reference").url)
     assert [line["loss"].hex() for line in lines] == [line["loss"].hex() for line in expected]
-    assert (folder.status() or {})["digest"] == finish.digest
+    assert (folder.status() or {})["digest"] == done.stdout.strip()
     assert list(Path(folder.url, "wandb").rglob("*.wandb")), "W&B mirrors the run offline"
 
 
@@ -114,7 +116,13 @@ def check_other_terminals(storage: Path, folder: RunFolder, file: Path, temp_dir
 
 def environment(temp_dir: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RAY_AUTH_MODE")}
-    return {**kept, "RAY_TMPDIR": str(temp_dir), "HOME": str(temp_dir), "COLUMNS": "200"}
+    return {
+        **kept,
+        "JAX_PLATFORMS": "cpu",
+        "RAY_TMPDIR": str(temp_dir),
+        "HOME": str(temp_dir),
+        "COLUMNS": "200",
+    }
 
 
 def start(arguments: list[str], temp_dir: Path) -> "subprocess.Popen[str]":
