@@ -21,7 +21,7 @@ from workers.cache import keep_compiled_programs
 
 
 @click.command()
-@click.option("--rates", default="0.006,0.012,0.024,0.048", show_default=True)
+@click.option("--rates", default="0.012,0.024,0.048", show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True)
 def main(rates: str, seeds: str) -> None:
     keep_compiled_programs()
