@@ -28,5 +28,5 @@ install_import_hook(
         "workers.teacher",
         "workers.train_step",
     ],
-    "beartype.beartype",
+    "tests.annotations.checked",
 )
