@@ -10,6 +10,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 from jaxtyping import install_import_hook
 
+from tests import annotations
+
 # The modules that handle arrays.
 install_import_hook(
     [
@@ -28,5 +30,5 @@ install_import_hook(
         "workers.teacher",
         "workers.train_step",
     ],
-    "tests.annotations.checked",
+    f"{annotations.__name__}.checked",
 )
