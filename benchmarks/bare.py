@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs.load import parse_run, read_source
 from configs.run import RunConfig
@@ -12,7 +12,7 @@ from orchestrator.run_folder import RunFolder
 from workers.evaluator import Evaluation, Evaluator
 from workers.jobs import EvaluationJob, StartPoint, StudentJob, TeacherJob
 from workers.preparer import Prepared, prepare
-from workers.student import train
+from workers.student import Finish, train
 from workers.targets_protocol import Answer, TargetRequest, TargetSource
 from workers.teacher import Teacher
 
@@ -72,20 +72,31 @@ class InProcessSource(TargetSource):
             yield Answer(chunk, 0.0)
 
 
-def train_here(config: RunConfig) -> tuple[RunFolder, Prepared, float]:
-    """Trains a run to its end; its folder, its data and the seconds that it trained."""
+class Trained(NamedTuple):
+    """A run that was trained here; `train_s` leaves out the making of rows and teacher."""
+
+    folder: RunFolder
+    facts: Prepared
+    finish: Finish
+    train_s: float
+
+
+def train_here(config: RunConfig) -> Trained:
+    """Trains a run to its end."""
     folder, facts = prepare_here(config)
     source = InProcessSource(make_teacher(config)) if config.distilled else None
     began = time.perf_counter()
-    train(student_job(config, folder, facts), source)
-    return folder, facts, time.perf_counter() - began
+    finish = train(student_job(config, folder, facts), source)
+    return Trained(folder, facts, finish, time.perf_counter() - began)
 
 
-def evaluate_here(config: RunConfig, folder: RunFolder, facts: Prepared) -> Evaluation:
+def evaluate_here(run: Trained) -> Evaluation:
     """Judges a run's last checkpoint on its held-out rows."""
+    folder = run.folder
+    config = folder.config()
     job = EvaluationJob(
         storage_url=folder.storage_url,
-        dataset_digest=facts.dataset_digest,
+        dataset_digest=run.facts.dataset_digest,
         tokenizer_url=f"{folder.url}/tokenizer.model",
         max_rows=config.data.held_out_rows,
         rows_per_batch=config.evaluation.rows_per_batch,

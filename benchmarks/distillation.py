@@ -66,9 +66,9 @@ def _bits(preset: str, storage: Path, name: str, rate: float | None = None, seed
     if rate is not None:
         changes["optimizer"] = {**read_source(preset)["optimizer"], "peak_lr": rate}
     config = preset_config(preset, storage, name, **changes)
-    folder, facts, seconds = train_here(config)
-    bits = evaluate_here(config, folder, facts).bits_per_byte
-    click.echo(f"{name}: {bits:.4f} bits per byte, {seconds:.0f} s", err=True)
+    run = train_here(config)
+    bits = evaluate_here(run).bits_per_byte
+    click.echo(f"{name}: {bits:.4f} bits per byte, {run.train_s:.0f} s", err=True)
     return bits
 
 

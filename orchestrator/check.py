@@ -10,7 +10,7 @@ from configs.load import ConfigError
 from configs.run import RecipeConfig, RunConfig
 from model.config import param_count
 from orchestrator.recipe import recipe_configs
-from workers.corpus import list_files
+from workers.source_files import list_files
 
 
 def show_check(

@@ -16,7 +16,7 @@ from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder, absolute
 from orchestrator.run_state import State
 from workers.code_identity import code_digest, software
-from workers.corpus import list_files
+from workers.source_files import list_files
 from workers.storage import exists, join
 from workers.student_host import NAMESPACE, controller_name
 

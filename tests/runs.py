@@ -1,18 +1,10 @@
 """Small runs for tests: text, settings, and a teacher, without a cluster."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bare import train_here
 from configs.load import parse_run
-from configs.run import RunConfig
-from orchestrator.launch import create_run, find_checkpoint
-from orchestrator.run_folder import RunFolder
-from workers.jobs import StartPoint, StudentJob, TeacherJob
-from workers.preparer import prepare
-from workers.student import train
-from workers.targets_protocol import Answer, TargetRequest
-from workers.teacher import Teacher
 
 VOCAB_SIZE = 320
 
@@ -69,43 +61,5 @@ def tiny_values(storage: Path, name: str) -> dict[str, Any]:
 def make_teacher(storage: Path, text: Path, name: str = "teacher") -> str:
     """A run `name` with a checkpoint, trained for a few steps in this process; its state digest."""
     assert text.parent == storage
-    config = parse_run(tiny_values(storage, name) | {"cluster": {"devices_per_host": 8}}, "test")
-    return train(first_job(config, create_run(config))).digest
-
-
-def first_job(config: RunConfig, folder: RunFolder) -> StudentJob:
-    """The first attempt of a run, with its tokenizer and rows made."""
-    identity = folder.identity()
-    facts = prepare(
-        config.data,
-        config.model.vocab_size,
-        folder.storage_url,
-        folder.url,
-        identity["teacher_url"],
-        1,
-        lambda what, done, total: None,
-    )
-    return StudentJob(
-        config=config,
-        storage_url=folder.storage_url,
-        run_url=folder.url,
-        attempt=1,
-        start=StartPoint("fresh"),
-        dataset_digest=facts.dataset_digest,
-        tokenizer_digest=facts.tokenizer_digest,
-        teacher_digest=identity["teacher_digest"],
-    )
-
-
-class InProcessSource:
-    """Asks the teacher of a distilled run, in this process."""
-
-    def __init__(self, config: RunConfig):
-        assert config.teacher is not None
-        url, _ = find_checkpoint(config.teacher.checkpoint, config.storage)
-        job = TeacherJob(url, config.teacher, config.data.row_length, config.compute_dtype)
-        self._teacher = Teacher(job, "in-process")
-
-    def ask(self, request: TargetRequest) -> Iterator[Answer]:
-        for chunk in self._teacher.score(request):
-            yield Answer(chunk, 0.0)
+    values = tiny_values(storage, name) | {"cluster": {"devices_per_host": 8}}
+    return train_here(parse_run(values, "test")).finish.digest

@@ -1,31 +1,17 @@
-"""The run's state machine under every order of events, on a clock of its own."""
+"""The run's state machine: each edge of its table, and what a run lives through."""
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
 
 from configs.load import parse_run
-from configs.run import RunConfig
-from orchestrator.controller import MAX_WAITING_EVALUATIONS, STOP_WITHIN_S, Controller
-from orchestrator.fault_policy import DRIVER_DIED, Failure
+from orchestrator.controller import MAX_WAITING_EVALUATIONS, STOP_WITHIN_S
 from orchestrator.recipe import _reopen
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import (
     TRANSITIONS,
-    AttemptFailed,
-    AttemptFinished,
     Broken,
     Committed,
     Delete,
@@ -46,69 +32,21 @@ from orchestrator.run_state import (
     StopAsked,
     Ticked,
 )
+from tests.controller_bench import (
+    FACTS,
+    LOST_DRIVER,
+    TO,
+    USER_ERROR,
+    Bench,
+    failed,
+    finished,
+    make_config,
+    of,
+    round_trip,
+    said,
+)
 from tests.runs import tiny_values
 from workers.code_identity import software
-
-FACTS = {"dataset_digest": "d", "tokenizer_digest": "t"}
-HOST_DIED = Failure(1, ("ActorDiedError",), "ActorDiedError: it died")
-USER_ERROR = Failure(0, ("ValueError",), "ValueError: wrong")
-LOST_DRIVER = Failure(None, (DRIVER_DIED,), "gone")
-
-
-def make_config(**changes: Any) -> RunConfig:
-    return parse_run(tiny_values(Path("/nowhere"), "run") | changes, "test")
-
-
-CONFIG = make_config(checkpoint={"every_steps": 1, "keep_latest": 2, "keep_best": 1})
-
-
-class Bench:
-    """A controller, and every action it has asked for."""
-
-    def __init__(self, config: RunConfig = CONFIG, snapshot: Snapshot | None = None):
-        self.controller = Controller(config, snapshot or Snapshot(teachers=2))
-        self.actions: list[Any] = []
-
-    def feed(self, *events: Event, at_s: float = 1000.0) -> list[Any]:
-        """Takes in `events`; what they made it do."""
-        done = [action for event in events for action in self.controller.on(event, at_s)]
-        self.actions += done
-        return done
-
-    @property
-    def state(self) -> State:
-        return self.controller.snapshot.state
-
-    @property
-    def snapshot(self) -> Snapshot:
-        return self.controller.snapshot
-
-
-def of(kind: type, actions: list[Any]) -> list[Any]:
-    return [action for action in actions if isinstance(action, kind)]
-
-
-def said(event: str, actions: list[Any]) -> list[dict[str, Any]]:
-    return [action.details for action in of(Say, actions) if action.event == event]
-
-
-def failed(attempt: int, failure: Failure = HOST_DIED) -> AttemptFailed:
-    return AttemptFailed(attempt, (failure,))
-
-
-def finished(attempt: int, stopped: bool = False) -> AttemptFinished:
-    return AttemptFinished(attempt, step=4, digest="p-o", stopped=stopped)
-
-
-# Events that lead to each state that is not an end. The second fault is the one with a pause.
-TO: dict[State, list[Event]] = {
-    State.PREPARING: [],
-    State.STARTING: [Prepared(FACTS)],
-    State.TRAINING: [Prepared(FACTS), Stepped(1)],
-    State.RECOVERING: [Prepared(FACTS), failed(1), failed(2)],
-    State.STOPPING: [Prepared(FACTS), Stepped(1), StopAsked()],
-    State.EVALUATING: [Prepared(FACTS), Stepped(1), Committed((4,)), finished(1)],
-}
 
 # The event that takes each edge, at a time when no pause has passed and when all have.
 EDGES: dict[tuple[State, State], tuple[Event, float]] = {
@@ -395,206 +333,6 @@ def test_a_resumed_run_goes_on_with_the_next_attempt(tmp_path: Path, facts: dict
         assert again.state is State.PREPARING
         assert of(StartAttempt, again.feed(Prepared(FACTS))) == [StartAttempt(1)]
     assert not again.snapshot.stop_asked
-
-
-def round_trip(snapshot: Snapshot) -> Snapshot:
-    return Snapshot.from_json(json.loads(json.dumps(snapshot.to_json())))
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """A cluster that does anything that can happen, and checks all that it is told to do."""
-
-    @initialize(
-        keep_latest=st.integers(1, 3),
-        keep_best=st.integers(0, 2),
-        budget=st.integers(0, 8),
-        patience=st.integers(0, 40),
-    )
-    def begin(self, keep_latest: int, keep_best: int, budget: int, patience: int) -> None:
-        # So many events come before any that may end the run, or it would never grow old.
-        self.patience = patience
-        keeping = {"every_steps": 1, "keep_latest": keep_latest, "keep_best": keep_best}
-        budgets = dict.fromkeys(("host_died", "evaluator_died", "driver_died"), budget)
-        self.config = make_config(checkpoint=keeping, faults=budgets)
-        self.controller = Controller(self.config, Snapshot(teachers=1))
-        self.now_s = 0.0
-        self.state = State.PREPARING
-        self.alive: int | None = None
-        self.killed = False
-        self.attempts = self.releases = 0
-        self.evaluating: int | None = None
-        self.storage: list[int] = []
-        self.seen: set[int] = set()
-
-    # What can happen.
-
-    @precondition(lambda self: self.state is State.PREPARING)
-    @rule()
-    def prepared(self) -> None:
-        self.feed(Prepared(FACTS))
-
-    @precondition(lambda self: self.alive is not None and not self.killed)
-    @rule()
-    def stepped(self) -> None:
-        self.feed(Stepped(self.attempts))
-
-    @precondition(lambda self: self.alive is not None and not self.killed)
-    @rule(number=st.integers(1, 3) | st.integers(1, 12))
-    def committed(self, number: int) -> None:
-        newest = max(self.storage, default=0)
-        self.storage += range(newest + 1, newest + 1 + number)
-        self.seen |= set(self.storage)
-        self.feed(Committed(tuple(self.storage)))
-
-    @precondition(lambda self: self.alive is not None and (self.patience <= 0 or self.killed))
-    @rule(stopped=st.booleans())
-    def attempt_ends(self, stopped: bool) -> None:
-        attempt, self.alive, self.killed = self.attempts, None, False
-        stopped = stopped and self.controller.snapshot.stop_asked
-        self.feed(finished(attempt, stopped))
-
-    @precondition(lambda self: self.alive is not None)
-    @rule(failure=st.sampled_from([HOST_DIED, LOST_DRIVER, USER_ERROR]))
-    def attempt_fails(self, failure: Failure) -> None:
-        if self.patience > 0 and failure is USER_ERROR:
-            return
-        attempt, self.alive, self.killed = self.attempts, None, False
-        self.feed(failed(attempt, failure))
-
-    @precondition(lambda self: self.attempts > (self.alive is not None))
-    @rule(data=st.data())
-    def late_words(self, data: st.DataObject) -> None:
-        last = self.attempts - (self.alive is not None)
-        attempt = data.draw(st.integers(1, last))
-        make = data.draw(st.sampled_from([Stepped, failed, finished]))
-        self.feed(Ticked())  # what was due anyway
-        if attempt != self.alive:
-            before = self.controller.snapshot
-            assert self.feed(make(attempt)) == []
-            assert self.controller.snapshot is before
-
-    @precondition(lambda self: self.evaluating is not None)
-    @rule(bits=st.floats(0, 10) | st.just(float("nan")))
-    def evaluated(self, bits: float) -> None:
-        step, self.evaluating = self.evaluating, None
-        assert step is not None
-        self.feed(Evaluated(step, bits))
-
-    @precondition(lambda self: self.evaluating is not None)
-    @rule(retry=st.booleans())
-    def evaluation_fails(self, retry: bool) -> None:
-        step, self.evaluating, before = self.evaluating, None, self.controller.snapshot
-        assert step is not None
-        self.feed(EvaluationFailed(step, "no", retry))
-        assert self.state in (before.state, State.FINISHED, State.STARTING)
-        others = {k: v for k, v in self.controller.snapshot.used.items() if k != "evaluator_died"}
-        assert others == {k: v for k, v in before.used.items() if k != "evaluator_died"}
-
-    @rule(teachers=st.integers(1, 9))
-    def scaled(self, teachers: int) -> None:
-        self.feed(ScaleAsked(teachers))
-
-    @rule(seconds=st.sampled_from([0.0, 1.0, 30.0, 100.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.now_s += seconds
-        self.feed(Ticked())
-
-    @rule()
-    def controller_dies(self) -> None:
-        snapshot = round_trip(self.controller.snapshot)
-        values = {**snapshot.to_json(), "evaluating": None}
-        self.controller = Controller(self.config, Snapshot.from_json(values))
-        self.evaluating = None
-
-    @precondition(lambda self: self.patience <= 0)
-    @rule()
-    def stop_asked(self) -> None:
-        self.feed(StopAsked())
-
-    @precondition(lambda self: self.patience <= 0)
-    @rule()
-    def broken(self) -> None:
-        self.feed(Broken("no teachers"))
-
-    # What must hold of the answers.
-
-    def feed(self, event: Event) -> list[Any]:
-        self.patience -= 1
-        was = self.controller.snapshot
-        twin = Controller(self.config, round_trip(was))
-        actions = self.controller.on(event, self.now_s)
-        # By text, since NaN is not equal to itself.
-        assert str(twin.on(event, self.now_s)) == str(actions)
-        assert str(twin.snapshot) == str(self.controller.snapshot)
-        if was.state.is_terminal:
-            assert actions == []
-            assert self.controller.snapshot is was
-        for action in actions:
-            self.act(action)
-        assert self.state is self.controller.snapshot.state
-        return actions
-
-    def act(self, action: Any) -> None:
-        assert not self.releases or isinstance(action, Say)
-        if isinstance(action, Say):
-            if action.event == "state":
-                assert action.details["before"] == self.state.value
-                after = State(action.details["state"])
-                assert after in TRANSITIONS[self.state]
-                self.state = after
-        elif isinstance(action, StartAttempt):
-            assert self.alive is None
-            self.attempts += 1
-            self.alive = action.attempt
-            assert self.alive == self.attempts
-        elif isinstance(action, KillAttempt):
-            assert self.state is State.STOPPING
-            assert action.attempt == self.alive
-            self.killed = True
-        elif isinstance(action, SetTeachers):
-            assert action.replicas == self.controller.snapshot.teachers
-        elif isinstance(action, Evaluate):
-            assert self.evaluating is None
-            assert action.step in self.storage
-            self.evaluating = action.step
-        elif isinstance(action, Delete):
-            self.delete(action.step)
-        else:
-            assert isinstance(action, Release)
-            assert self.state.is_terminal
-            self.releases += 1
-            self.alive = self.evaluating = None
-
-    def delete(self, step: int) -> None:
-        assert step in self.controller.snapshot.evaluated
-        assert step != self.evaluating
-        assert step not in sorted(self.storage)[-self.config.checkpoint.keep_latest :]
-        self.storage.remove(step)
-
-    @invariant()
-    def what_is_remembered_is_what_is(self) -> None:
-        if not hasattr(self, "controller"):
-            return
-        snapshot = self.controller.snapshot
-        assert self.releases == snapshot.state.is_terminal
-        assert snapshot.attempt == self.attempts
-        assert snapshot.steps == tuple(self.storage)
-        assert snapshot.evaluating == self.evaluating
-        waiting = [step for step in self.storage if step not in snapshot.evaluated]
-        assert len(waiting) <= MAX_WAITING_EVALUATIONS
-        if snapshot.state is State.FINISHED:
-            assert self.seen <= snapshot.evaluated.keys()
-        for kind in snapshot.used:
-            assert snapshot.used[kind] <= getattr(self.config.faults, kind)
-
-
-AnyOrder.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
-TestAnyOrder = AnyOrder.TestCase
 
 
 def test_attempts_are_numbered_without_gaps():

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from configs.data import DataConfig, SourceConfig, TokenizerConfig
 from workers.corpus import (
     Document,
-    list_files,
     read_piece,
     scan_file,
     split_of,
     training_texts,
 )
+from workers.source_files import list_files
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:

@@ -1,38 +1,22 @@
 """The documents of a source, in a fixed order, each with a name that decides its split.
 
 A text file is one document, named by its path below the source. A line of a JSONL file and a
-record of a Parquet file are documents named `path#n`, counted from 0. Names hold no absolute
-path, so moving a corpus changes nothing.
+record of a Parquet file are documents named `path#n`, counted from 0.
 """
 
 import contextlib
 import hashlib
 import json
-import re
-import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
-from fsspec.utils import glob_translate
-
-from configs.data import FORMAT_ENDINGS, DataConfig, SourceConfig, TextFormat
+from configs.data import DataConfig
 from workers import storage
+from workers.source_files import SourceFile, list_files
 
 Split = Literal["train", "held_out"]
 _BLOCK_BYTES = 2**20
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of a source; `name` is its path below the source, `limit` ends it early."""
-
-    source: str
-    name: str
-    url: str
-    num_bytes: int
-    format: TextFormat
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,68 +49,6 @@ def split_of(name: str, seed: int, held_out_fraction: float) -> Split:
 def _uniform(name: str, seed: int) -> float:
     digest = hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8)
     return int.from_bytes(digest.digest(), "big") / 2**64
-
-
-def list_files(source: SourceConfig) -> list[SourceFile]:
-    """The files of a source, sorted by name, up to its `max_bytes`.
-
-    Raises:
-        ValueError: the path does not exist, or no file in it matches.
-    """
-    root_url = source.path.replace("{stdlib}", sysconfig.get_path("stdlib"))
-    fs, root = storage.open_storage(root_url)
-    if not fs.exists(root):
-        raise ValueError(
-            f"source {source.name!r}: path {root_url} does not exist; correct the source's path"
-        )
-    if fs.isfile(root):
-        folder_url, _, name = fs.unstrip_protocol(root).rpartition("/")
-        found = {name: fs.info(root)["size"]}
-    else:
-        folder_url, matches = fs.unstrip_protocol(root), _matcher(source)
-        listed = storage.list_tree(root_url)
-        found = {name: num_bytes for name, num_bytes in listed.items() if matches(name)}
-    if not found:
-        wanted = f"include {list(source.include)}" if source.include else f"format {source.format}"
-        raise ValueError(
-            f"source {source.name!r}: no file below {root_url} matches {wanted} and escapes "
-            f"exclude {list(source.exclude)}; correct the source's path, include or exclude"
-        )
-    files, remaining = [], source.max_bytes
-    for name, num_bytes in found.items():
-        if remaining is not None and remaining <= 0:
-            break
-        limit = remaining if remaining is not None and remaining < num_bytes else None
-        format = _format_of(name) if source.format == "auto" else source.format
-        url = storage.join(folder_url, name)
-        files.append(SourceFile(source.name, name, url, num_bytes, format, limit))
-        if remaining is not None:
-            remaining -= num_bytes
-    return files
-
-
-def _matcher(source: SourceConfig) -> Callable[[str], bool]:
-    formats = FORMAT_ENDINGS if source.format == "auto" else (source.format,)
-    usual = tuple(f"**/*{ending}" for format in formats for ending in FORMAT_ENDINGS[format])
-    include = re.compile("|".join(map(glob_translate, source.include or usual)))
-    exclude = [re.compile(glob_translate(pattern)) for pattern in source.exclude]
-
-    def matches(name: str) -> bool:
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        return (
-            not hidden
-            and include.match(name) is not None
-            and not any(pattern.match(name) for pattern in exclude)
-        )
-
-    return matches
-
-
-def _format_of(name: str) -> TextFormat:
-    for format, endings in FORMAT_ENDINGS.items():
-        if name.lower().endswith(endings):
-            return format
-    return "text"
 
 
 def scan_file(file: SourceFile, piece_bytes: int) -> tuple[str, list[Piece]]:

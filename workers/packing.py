@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from configs.data import DataConfig
 from model.tokenizer import Tokenizer
 from workers import storage
-from workers.corpus import Piece, Split, list_files, scan_file, split_of
+from workers.corpus import Piece, Split, scan_file, split_of
 from workers.dataset import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -29,6 +29,7 @@ from workers.dataset import (
     token_type_of,
 )
 from workers.shard import COUNTS, ShardTask, start_process, write_shard
+from workers.source_files import list_files
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 _MIN_GROUP_BYTES, _MAX_GROUP_BYTES = 2**20, 2**28
