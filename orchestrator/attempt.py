@@ -26,6 +26,8 @@ _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 
+_ANSWER_AFTER_S = 5.0
+
 
 def attempt_name(run_id: str, attempt: int) -> str:
     """Name of an attempt's actor in the project's namespace."""
@@ -43,7 +45,8 @@ class AttemptDriver:
         self._thread.start()
 
     def outcome(self) -> tuple[bool, tuple[Failure, ...]]:
-        """(whether it has ended, what failed)."""
+        """(whether it has ended, what failed); waits a while for the end."""
+        self._thread.join(_ANSWER_AFTER_S)
         return not self._thread.is_alive(), self._failures
 
     def _fit(self, payload: dict[str, Any], trainer_name: str, scratch: str) -> None:
@@ -61,7 +64,7 @@ def start_attempt(run_id: str, attempt: int, payload: dict[str, Any], scratch: s
         *(payload, name, scratch),
         num_cpus=0,
         max_restarts=0,
-        max_concurrency=4,
+        max_concurrency=16,  # each life of the controller may leave a call behind
         name=name,
         namespace=NAMESPACE,
         lifetime="detached",

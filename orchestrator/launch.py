@@ -80,8 +80,12 @@ def connect(address: str | None) -> str:
             num_cpus=_LOCAL_CPUS,
             include_dashboard=False,
             object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
-            # Else it would start a process for each CPU beforehand.
-            _system_config={"prestart_worker_first_driver": False},
+            _system_config={
+                # Else it would start a process for each CPU beforehand.
+                "prestart_worker_first_driver": False,
+                # Else students would give way to every other process of the machine.
+                "worker_niceness": 0,
+            },
             **common,
         )
     else:

@@ -61,13 +61,16 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
+        controller: Any = None
         while not self._closed.wait(HEARTBEAT_S):
             try:
-                controller = ray.get_actor(self._name, NAMESPACE)
+                if controller is None:
+                    controller = ray.get_actor(self._name, NAMESPACE)
                 answer = controller.heartbeat.remote(self._attempt, self._line)
                 self._signal = ray.get(answer, timeout=10)
             except (RayError, ValueError, TimeoutError) as error:
                 # It restarts by itself; the students train on meanwhile.
+                controller = None
                 _log.info("The controller does not answer: %s", error)
 
 
