@@ -201,9 +201,10 @@ def _objective_faults(config: RunConfig) -> Iterator[Fault]:
     if not config.distilled and teacher is not None:
         message = "would not be asked: objective.kind is `next_token`; set null, or use `distill`"
         yield Fault("teacher", NO_VALUE, message, ("objective.kind",))
-    if not config.distilled and objective.label_weight:
-        message = "only a distilled run mixes two losses; leave it at 0"
-        yield Fault("objective.label_weight", objective.label_weight, message, ("objective.kind",))
+    for name in ("label_weight", "final_label_weight"):
+        if not config.distilled and (weight := getattr(objective, name)):
+            message = "only a distilled run mixes two losses; leave it out"
+            yield Fault(f"objective.{name}", weight, message, ("objective.kind",))
     if teacher is None:
         return
     if teacher.codec.k + teacher.codec.draws == 0:

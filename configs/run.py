@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from configs.data import DataConfig
 from configs.fault import group_fault
 from configs.section import Section, changeable
-from model.config import MODEL_PRESETS, ModelConfig
+from model.config import MODEL_PRESETS, KernelName, ModelConfig, Remat
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 
@@ -25,6 +25,17 @@ class ObjectiveConfig(Section):
         lt=1,
         description="Share of the next-token loss in a distilled run's loss.",
     )
+    final_label_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="That share at the last step, reached along a line; unset keeps it constant.",
+    )
+    z_loss: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of log² Σ exp logits, which keeps logits small; off by default.",
+    )
 
 
 class CodecConfig(Section):
@@ -39,6 +50,12 @@ class CodecConfig(Section):
     )
     draws: int = Field(
         default=32, ge=0, description="Draws from the tail; 0 leaves plain (biased) top-k."
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="Divides the logits of teacher and student in the distillation loss, which is "
+        "multiplied by its square.",
     )
 
 
@@ -205,6 +222,16 @@ class RunConfig(Section):
     steps: int = changeable(ge=1, description="Optimizer steps; the schedule ends with them.")
     compute_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Type of activations; master weights are always float32."
+    )
+    attention: KernelName = changeable(
+        "auto",
+        description="Kernel of the student's attention: `splash` (TPU), `tokamax` (GPU), `blocked` "
+        "and `plain` (anywhere); `auto` takes what suits the platform and the rows' length.",
+    )
+    remat: Remat = changeable(
+        "none",
+        description="What the backward pass computes anew to save memory: nothing, all but the "
+        "`projections`, or whole `layers`.",
     )
     model: ModelConfig = Field(description="The student's sizes.")
     data: DataConfig = Field(description="Text, tokenizer and rows.")

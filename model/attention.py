@@ -1,21 +1,16 @@
-"""Grouped-query attention with rotary embedding, a logit soft-cap and packed segments.
+"""Grouped-query attention with rotary embedding, as a sublayer.
 
-`attend` is the reference kernel; a faster one is a function of the same signature.
-Legend: B rows, T query and S key positions, D width, N query heads, K key-value heads,
-G = N / K, H head size.
+Legend: B rows, T positions, D width, N query heads, K key-value heads, H head size.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from model.cache import LayerCache, extend, visible_slots
 from model.config import ModelConfig
-from model.layers import soft_cap
-
-# Finite, so that a padding row, which sees nothing, gets a uniform softmax and not NaN.
-MASKED_LOGIT = -1e30
+from model.execution import Execution
+from model.kernels import choose_kernel, mix
 
 _project_init = nn.initializers.variance_scaling(
     1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2)
@@ -36,45 +31,12 @@ def rotate(
     return turned.astype(x_BTNH.dtype)
 
 
-def attention_mask(segments_BT: Int[Array, "B T"], window: int | None) -> Bool[Array, "B T T"]:
-    """True where a position may look: its own non-zero segment, not ahead, within `window`."""
-    index_T = jnp.arange(segments_BT.shape[1])
-    distance_TT = index_T[:, None] - index_T[None, :]
-    allowed_TT = distance_TT >= 0
-    if window is not None:
-        allowed_TT &= distance_TT < window
-    same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-    return same_BTT & (segments_BT != 0)[:, :, None] & allowed_TT
-
-
-def attend(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
-    segments_BT: Int[Array, "B T"],
-    *,
-    window: int | None,
-    softcap: float,
-) -> Float[Array, "B T N H"]:
-    """Attention of scaled queries; logits, soft-cap (before the mask) and softmax in float32."""
-    B, T, N, H = q_BTNH.shape
-    K = k_BTKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    logits_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BTKH, preferred_element_type=jnp.float32
-    )
-    mask_B11TS = attention_mask(segments_BT, window)[:, None, None]
-    logits_BKGTS = jnp.where(mask_B11TS, soft_cap(logits_BKGTS, softcap), MASKED_LOGIT)
-    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BTKH.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BTKH).reshape(B, T, N, H)
-
-
 class Attention(nn.Module):
     """Self-attention sublayer; `window` None looks at the whole segment."""
 
     config: ModelConfig
     window: int | None
-    dtype: DTypeLike
+    how: Execution
 
     @nn.compact
     def __call__(
@@ -82,22 +44,33 @@ class Attention(nn.Module):
         x_BTD: Float[Array, "B T D"],
         segments_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
-    ) -> Float[Array, "B T D"]:
-        c = self.config
+        cache: LayerCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        c, dtype = self.config, self.how.dtype
         N, K, H = c.num_heads, c.num_kv_heads, c.head_dim
-        query_DNH = self.param("query", _project_init, (c.width, N, H)).astype(self.dtype)
-        key_DKH = self.param("key", _project_init, (c.width, K, H)).astype(self.dtype)
-        value_DKH = self.param("value", _project_init, (c.width, K, H)).astype(self.dtype)
-        output_NHD = self.param("output", _output_init, (N, H, c.width)).astype(self.dtype)
+        query_DNH = self.param("query", _project_init, (c.width, N, H)).astype(dtype)
+        key_DKH = self.param("key", _project_init, (c.width, K, H)).astype(dtype)
+        value_DKH = self.param("value", _project_init, (c.width, K, H)).astype(dtype)
+        output_NHD = self.param("output", _output_init, (N, H, c.width)).astype(dtype)
         q_BTNH = rotate(jnp.einsum("BTD,DNH->BTNH", x_BTD, query_DNH), positions_BT, c.rope_base)
+        q_BTNH *= jnp.asarray(c.query_factor, dtype)
         k_BTKH = rotate(jnp.einsum("BTD,DKH->BTKH", x_BTD, key_DKH), positions_BT, c.rope_base)
         v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, value_DKH)
-        mixed_BTNH = attend(
-            q_BTNH * jnp.asarray(c.query_factor, self.dtype),
-            k_BTKH,
-            v_BTKH,
-            segments_BT,
-            window=self.window,
-            softcap=c.attention_softcap,
-        )
-        return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, output_NHD)
+        if cache is not None:
+            cache = extend(cache, k_BTKH, v_BTKH, positions_BT, segments_BT != 0)
+        if cache is not None and x_BTD.shape[1] == 1:
+            mask_BTS = visible_slots(cache, positions_BT, self.window)
+            mixed_BTNH = mix(
+                q_BTNH, cache.keys_BSKH, cache.values_BSKH, mask_BTS, c.attention_softcap
+            )
+        else:
+            attend = choose_kernel(self.how.attention, x_BTD.shape[1], self.how.mesh)
+            mixed_BTNH = attend(
+                q_BTNH,
+                k_BTKH,
+                v_BTKH,
+                segments_BT,
+                window=self.window,
+                softcap=c.attention_softcap,
+            )
+        return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, output_NHD), cache

@@ -1,8 +1,13 @@
 """Model sizes as data: one frozen configuration for every Gemma 2 style network."""
 
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+KernelName = Literal["auto", "plain", "blocked", "splash", "tokamax"]
+"""The kernels of attention, see `model.kernels`."""
+Remat = Literal["none", "projections", "layers"]
+"""What the backward pass computes anew, see `model.execution`."""
 
 
 class ModelConfig(BaseModel):
@@ -103,6 +108,40 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
         vocab_size=512,
         context_length=256,
         window=64,
+    ),
+    # arXiv 2408.00118: sizes in table 1, embedding rows from the counts of table 2. The report
+    # prints the feed-forward of both branches together, half of it stands here.
+    "gemma2-2b": ModelConfig(
+        num_layers=26,
+        width=2304,
+        feed_forward=18432 // 2,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=256,
+        vocab_size=256_000,
+        num_embeddings=256_128,
+    ),
+    "gemma2-9b": ModelConfig(
+        num_layers=42,
+        width=3584,
+        feed_forward=28672 // 2,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=256,
+        vocab_size=256_000,
+        num_embeddings=256_128,
+    ),
+    "gemma2-27b": ModelConfig(
+        num_layers=46,
+        width=4608,
+        feed_forward=73728 // 2,
+        num_heads=32,
+        num_kv_heads=16,
+        head_dim=128,
+        vocab_size=256_000,
+        num_embeddings=256_128,
+        # By width / num_heads, not by head_dim (google-deepmind/gemma, gm/nn/_gemma.py).
+        query_scale=(4608 / 32) ** -0.5,
     ),
     # A teacher that two CPU cores train in under two minutes, and a student small enough to see
     # distillation win within 300 steps of four rows. Both for a 2,048-piece vocabulary.

@@ -1,7 +1,8 @@
 """Where parameters and batches live on the device mesh.
 
 Two tables decide: `PARAM_AXES` names the dims of each parameter by its leaf name, `AXIS_RULES`
-lays each of those logical axes on a mesh axis.
+lays each of those logical axes on a mesh axis. Parameters below `STACKED` have a first dim more,
+one entry per pair of layers, which stays whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Outermost first: slices talk over the data-centre network, the "model" axis most often.
@@ -27,7 +29,10 @@ PARAM_AXES: dict[str, tuple[str, ...]] = {
     "scale": ("norm",),
 }
 
+STACKED = "pairs"
+
 AXIS_RULES: dict[str, str | None] = {
+    "layers": None,
     "vocab": "model",
     "width": "fsdp",
     "heads": "model",
@@ -57,9 +62,18 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"there are {len(devices)}: change the sizes so that their product fits"
         )
     # Auto: the compiler propagates shardings, and with_sharding_constraint is a hint to it.
-    return jax.make_mesh(
-        shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
-    )
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    # Sizes need not be those of the torus: an axis may take a part of one of its dimensions.
+    split = {"allow_split_physical_axes": True}
+    # Elsewhere than on TPU a slice is what JAX calls a host: the order of processes will do.
+    on_tpu = devices[0].platform == "tpu"
+    if on_tpu and len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+        # Only the axis "slice" may cross from one to another.
+        inside, across = (1, *shape[1:]), (shape[0], 1, 1, 1)
+        placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices, **split)
+    else:
+        placed = mesh_utils.create_device_mesh(shape, devices, **split)
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:
@@ -86,10 +100,11 @@ def _partition(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> Par
     if not shape:
         return PartitionSpec()
     leaf = jax.tree_util.keystr(path, simple=True, separator="/")
-    name = leaf.rpartition("/")[2]
+    *groups, name = leaf.split("/")
     if name not in PARAM_AXES:
         raise ValueError(f"{leaf} has no sharding: name its dims in PARAM_AXES (model/sharding.py)")
-    axes = PARAM_AXES[name]
+    stack = ("layers",) if STACKED in groups else ()
+    axes = (*stack, *PARAM_AXES[name])
     if len(axes) != len(shape):
         raise ValueError(f"{leaf} has shape {shape}, but PARAM_AXES gives it the dims {axes}")
     return PartitionSpec(

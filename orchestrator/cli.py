@@ -10,18 +10,12 @@ from rich.console import Console
 
 from configs.load import ConfigError, load_config
 from configs.run import RecipeConfig, RunConfig
-from orchestrator import history
+from orchestrator import cli_checkpoints, history
+from orchestrator.cli_options import storage_option
 from orchestrator.run_folder import RunFolder, absolute, list_runs
 
 console = Console()
 
-_storage = click.option(
-    "--storage",
-    envvar="STILLHOUSE_STORAGE",
-    default="./stillhouse-runs",
-    show_default=True,
-    help="Folder or URL that holds the runs.",
-)
 _address = click.option(
     "--address", help="Ray cluster to run on (`auto`, host:port); without it, this machine."
 )
@@ -56,6 +50,10 @@ def main() -> None:
 
     A checkpoint is named RUN, RUN@STEP or by its path.
     """
+
+
+for _command in cli_checkpoints.COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()
@@ -107,7 +105,7 @@ def _run_one(config: RunConfig, address: str | None) -> int:
 @_run
 @_settings
 @_address
-@_storage
+@storage_option
 def resume(run: str, settings: tuple[str, ...], address: str | None, storage: str) -> None:
     """Continues a run from its newest checkpoint, with changed settings where that is sound."""
     from orchestrator.recipe import resume_and_follow
@@ -117,7 +115,7 @@ def resume(run: str, settings: tuple[str, ...], address: str | None, storage: st
 
 @main.command()
 @_run
-@_storage
+@storage_option
 @click.option("--wait/--no-wait", default=True, help="Wait until the run has stopped.")
 def stop(run: str, storage: str, wait: bool) -> None:
     """Asks a run to save a checkpoint and end."""
@@ -130,7 +128,7 @@ def stop(run: str, storage: str, wait: bool) -> None:
 @main.command()
 @_run
 @click.option("--teachers", type=click.IntRange(min=1), required=True, help="Teacher replicas.")
-@_storage
+@storage_option
 def scale(run: str, teachers: int, storage: str) -> None:
     """Changes the number of teachers while the run goes on."""
     folder = _running(storage, run)
@@ -142,7 +140,7 @@ def scale(run: str, teachers: int, storage: str) -> None:
 
 @main.command()
 @_run
-@_storage
+@storage_option
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
 def status(run: str, storage: str, as_json: bool) -> None:
     """Where a run stands."""
@@ -160,7 +158,7 @@ def status(run: str, storage: str, as_json: bool) -> None:
 def _lines_command(name: str, read: Callable[[str], list[dict[str, Any]]], text: str) -> None:
     @main.command(name=name, help=text)
     @_run
-    @_storage
+    @storage_option
     def command(run: str, storage: str) -> None:
         for line in read(_folder(storage, run).url):
             click.echo(json.dumps(line))
@@ -172,7 +170,7 @@ _lines_command("events", history.read_events, "What happened, when, to whom, as 
 
 @main.command()
 @_run
-@_storage
+@storage_option
 def logs(run: str, storage: str) -> None:
     """What the run's processes logged, whatever machine they were on."""
     from datetime import datetime
@@ -183,18 +181,8 @@ def logs(run: str, storage: str) -> None:
 
 
 @main.command()
-@click.argument("checkpoint")
-@_storage
-def evaluate(checkpoint: str, storage: str) -> None:
-    """Judges one checkpoint on its run's held-out text, on this machine."""
-    from orchestrator.evaluate import evaluate_checkpoint
-
-    click.echo(json.dumps(evaluate_checkpoint(checkpoint, absolute(storage))))
-
-
-@main.command()
 @click.argument("runs", nargs=-1, required=True)
-@_storage
+@storage_option
 @click.option("--output", help="File to write; by default report.html in the first run's folder.")
 def report(runs: tuple[str, ...], storage: str, output: str | None) -> None:
     """Writes a page with loss curves and figures of one run, or of several side by side."""
@@ -206,7 +194,7 @@ def report(runs: tuple[str, ...], storage: str, output: str | None) -> None:
 
 
 @main.command(name="list")
-@_storage
+@storage_option
 def list_command(storage: str) -> None:
     """All runs below a storage path."""
     from orchestrator.report import runs_table
@@ -216,7 +204,7 @@ def list_command(storage: str) -> None:
 
 @main.command()
 @_run
-@_storage
+@storage_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(run: str, storage: str, yes: bool) -> None:
     """Removes a run with its checkpoints; data sets and tokenizers stay."""

@@ -264,6 +264,11 @@ def _check_start(config: RunConfig, url: str, entry: dict[str, Any]) -> None:
             f"start_from.checkpoint: {url} holds a model of other sizes than `model:` describes"
         )
     if config.start_from is not None and config.start_from.state == "all":
+        if not entry["optimizer_digest"]:
+            raise LaunchError(
+                f"start_from.checkpoint: {url} holds weights alone, which no run can go on from: "
+                "set start_from.state=weights"
+            )
         if entry["step"] >= config.steps:
             raise LaunchError(
                 f"start_from.checkpoint: {url} is at step {entry['step']}, and steps={config.steps}"

@@ -184,7 +184,7 @@ def test_damage_never_comes_back_silently(saved, tmp_path):
         try:
             state = restore_state(str(url), CONFIG, mesh)
             model, params = load_params(str(url))
-        except (CorruptCheckpointError, ValueError) as error:
+        except ValueError as error:
             raised += 1
             assert str(url) in str(error) and "\n" not in str(error)
         else:
@@ -257,10 +257,11 @@ def test_another_model_or_optimizer_is_told_by_its_leaf(saved, tmp_path):
         return str(raised.value)
 
     told = refused(feed_forward=128)
-    assert "params layer_0.feed_forward.down is float32[64, 32], but this" in told
+    assert "params last.feed_forward.down is float32[64, 32], but this" in told
     assert "needs float32[128, 32]; it was saved by another model or optimizer" in told
     told = refused(num_layers=2)
-    assert "params layer_1.attention.key is missing, but" in told
+    assert "params last.attention.key is float32[32, 2, 8], but this" in told
+    assert "needs missing" in told
 
     state = state_on(mesh)
     halved = state.params | {"embedding": state.params["embedding"].astype(jnp.bfloat16)}

@@ -290,5 +290,6 @@ def test_storage_that_needs_a_package_says_which():
 def test_help_names_every_command():
     shown = call("--help").stdout
     commands = ("run", "resume", "stop", "scale", "status", "log", "events", "logs", "evaluate")
-    for command in (*commands, "report", "list", "rm", "simulate", "submit"):
+    more = ("generate", "import", "export", "report", "list", "rm", "simulate", "submit")
+    for command in (*commands, *more):
         assert f"  {command} " in shown

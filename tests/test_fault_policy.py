@@ -38,7 +38,7 @@ def failure(*names: str, host: int | None = 0) -> Failure:
         (("OwnerDiedError", "ObjectLostError"), FaultKind.HOST_DIED),
         (("ControllerError", "WorkerGroupStartupTimeoutError"), FaultKind.NO_CAPACITY),
         (("RayTaskError", "ValueError"), FaultKind.USER_ERROR),
-        (("CorruptCheckpointError", "RuntimeError"), FaultKind.USER_ERROR),
+        (("CorruptCheckpointError", "ValueError"), FaultKind.USER_ERROR),
         (("TeacherUnavailableError", "RuntimeError", "ActorDiedError"), FaultKind.USER_ERROR),
         (("FileNotFoundError", "OSError"), FaultKind.USER_ERROR),
         (("OSError",), FaultKind.USER_ERROR),  # a full disk

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.losses import distillation_loss, full_kl, next_token_loss
+from model.losses import (
+    distillation_loss,
+    full_cross_entropy,
+    full_kl,
+    generalised_jsd,
+    next_token_loss,
+    reverse_kl,
+    z_loss,
+)
 from model.targets import SparseTargets
 
 B, T, V = 2, 5, 11
@@ -85,3 +93,69 @@ def test_bfloat16_logits_are_summed_in_float32(mask):
     assert total.dtype == jnp.float32
     expected, _ = next_token_loss(logits.astype(jnp.float32), labels, mask)
     assert total == expected
+
+
+@pytest.fixture
+def pair():
+    """Logits of teacher and student in float64, and what numpy makes of them."""
+    rng = np.random.default_rng(3)
+    teacher, student = 2 * rng.normal(size=(2, B, T, V))
+    return teacher, student
+
+
+def probabilities(logits, temperature=1.0):
+    weights = np.exp(logits / temperature)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def in_float64(loss, *arguments, **options):
+    with jax.enable_x64(True):
+        total, _ = loss(*(jnp.asarray(argument) for argument in arguments), **options)
+        assert total.dtype == jnp.float64
+        return float(total)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_divergences_are_their_formulas(pair, mask, temperature):
+    p, q = (probabilities(logits, temperature) for logits in pair)
+    m = 0.3 * p + 0.7 * q
+    formulas = {
+        full_cross_entropy: -p * np.log(q),
+        reverse_kl: q * np.log(q / p),
+        generalised_jsd: 0.3 * p * np.log(p / m) + 0.7 * q * np.log(q / m),
+    }
+    for loss, terms in formulas.items():
+        options = {"beta": 0.3} if loss is generalised_jsd else {}
+        total = in_float64(loss, *pair, mask, temperature=temperature, **options)
+        by_hand = temperature**2 * terms.sum(-1)[np.asarray(mask)].sum()
+        np.testing.assert_allclose(total, by_hand, rtol=1e-12)
+
+
+def test_jsd_tends_to_the_forward_and_the_reverse_divergence(pair, mask):
+    forward, backward = in_float64(full_kl, *pair, mask), in_float64(reverse_kl, *pair, mask)
+    assert abs(forward - backward) > 0.1
+    small = 1e-7
+    near_0 = in_float64(generalised_jsd, *pair, mask, beta=small) / small
+    near_1 = in_float64(generalised_jsd, *pair, mask, beta=1 - small) / small
+    np.testing.assert_allclose([near_0, near_1], [forward, backward], rtol=1e-4)
+
+
+def test_temperature_keeps_the_size_of_the_gradient(pair, mask):
+    teacher, student = (jnp.asarray(logits, jnp.float32) for logits in pair)
+
+    def gradient(temperature):
+        targets = dense_targets(jax.nn.softmax(teacher / temperature))
+        return jax.grad(lambda z: distillation_loss(z, targets, mask, temperature)[0])(student)
+
+    p, q = (probabilities(logits, 3.0) for logits in pair)
+    inside = np.asarray(mask)[..., None]
+    np.testing.assert_allclose(gradient(3.0), inside * 3.0 * (q - p), atol=1e-6)
+    # So soft that softmax is linear: the gradient no longer knows the temperature.
+    np.testing.assert_allclose(gradient(200.0), gradient(400.0), atol=1e-2)
+    assert np.abs(gradient(400.0)).max() > 0.1
+
+
+def test_z_loss_is_the_square_of_the_log_normaliser(pair, mask):
+    _, student = pair
+    by_hand = np.log(np.exp(student).sum(-1))[np.asarray(mask)]
+    np.testing.assert_allclose(in_float64(z_loss, student, mask), np.sum(by_hand**2), rtol=1e-12)

@@ -9,15 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from model.config import MODEL_PRESETS, ModelConfig, param_count
+from model.execution import DEFAULT, Execution
 from model.transformer import hidden_states, init_params, unembed
 
 TINY = MODEL_PRESETS["tiny"]
 
-# arXiv 2408.00118, tables 1 and 2; F per branch, the report prints both branches together.
+# arXiv 2408.00118, table 2; the query scales from google-deepmind/gemma.
 GEMMA_2 = {
-    "2b": (26, 2304, 9216, 8, 4, 256, 590_118_912, 2_024_517_888),
-    "9b": (42, 3584, 14336, 16, 8, 256, 917_962_752, 8_324_201_984),
-    "27b": (46, 4608, 36864, 32, 16, 128, 1_180_237_824, 26_047_480_320),
+    "gemma2-2b": (590_118_912, 2_024_517_888, 256**-0.5),
+    "gemma2-9b": (917_962_752, 8_324_201_984, 256**-0.5),
+    "gemma2-27b": (1_180_237_824, 26_047_480_320, 144**-0.5),
 }
 
 
@@ -59,7 +60,7 @@ def reference_logits(params, c, tokens, segments, positions):
 
     x = p["embedding"][tokens] * np.sqrt(c.width)
     for i in range(c.num_layers):
-        layer = p[f"layer_{i}"]
+        layer = layer_of(p, c, i)
         window = c.window if i % 2 == 0 else T
         y = attention(norm(x, layer["pre_attention_norm"]), layer["attention"], window)
         x = x + norm(y, layer["post_attention_norm"])
@@ -69,22 +70,25 @@ def reference_logits(params, c, tokens, segments, positions):
     return c.final_softcap * np.tanh(z / c.final_softcap)
 
 
-def logits_of(params, config, tokens, segments=None, positions=None, dtype=jnp.float32):
+def layer_of(params, config, i):
+    """The parameters of layer `i`, out of its stack."""
+    if i // 2 == config.num_layers // 2:
+        return params["last"]
+    return jax.tree.map(lambda leaf: leaf[i // 2], params["pairs"][("local", "global")[i % 2]])
+
+
+def logits_of(params, config, tokens, segments=None, positions=None, how=DEFAULT):
     tokens = jnp.atleast_2d(jnp.asarray(tokens))
     if segments is None:
         segments = jnp.ones_like(tokens)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return _logits(
-        params, config, tokens, jnp.atleast_2d(segments), jnp.atleast_2d(positions), dtype
-    )
+    return _logits(params, config, tokens, jnp.atleast_2d(segments), jnp.atleast_2d(positions), how)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
-def _logits(params, config, tokens, segments, positions, dtype):
-    return unembed(
-        params, config, hidden_states(params, config, tokens, segments, positions, dtype)
-    )
+@partial(jax.jit, static_argnames=("config", "how"))
+def _logits(params, config, tokens, segments, positions, how):
+    return unembed(params, config, hidden_states(params, config, tokens, segments, positions, how))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -149,6 +153,54 @@ def test_a_local_layer_sees_exactly_its_window_and_the_next_layer_everything(num
     assert moved == reaches
 
 
+@pytest.mark.parametrize(("num_kv_heads", "window"), [(4, 5), (2, 300), (1, 64)])
+def test_heads_in_groups_of_any_size_and_windows_of_any_length(num_kv_heads, window):
+    changes = {"num_kv_heads": num_kv_heads, "window": window, "attention_softcap": 2.0}
+    config = TINY.model_copy(update=changes)
+    params = perturbed_params(config)
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, 20)
+    expected = reference_logits(params, config, tokens, np.ones(20, int), np.arange(20))
+    np.testing.assert_allclose(logits_of(params, config, tokens)[0], expected, rtol=0, atol=2e-4)
+    # The window may also be changed for a model that is trained already.
+    wider = config.model_copy(update={"window": window + 3})
+    expected = reference_logits(params, wider, tokens, np.ones(20, int), np.arange(20))
+    np.testing.assert_allclose(logits_of(params, wider, tokens)[0], expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("remat", ["projections", "layers"])
+def test_rematerialisation_saves_memory_and_changes_no_gradient(remat):
+    config = TINY.model_copy(update={"num_layers": 7})
+    params = perturbed_params(config)
+    tokens = jnp.asarray(np.random.default_rng(3).integers(0, config.vocab_size, (8, 64)))
+
+    def compiled(how):
+        def loss(params):
+            x = hidden_states(params, config, tokens, tokens * 0 + 1, tokens, how)
+            return jnp.sum(jnp.sin(x))
+
+        return jax.jit(jax.grad(loss)).lower(params).compile()
+
+    plain, saving = compiled(DEFAULT), compiled(Execution(remat=remat))
+    analyses = plain.memory_analysis(), saving.memory_analysis()
+    sizes = [memory.temp_size_in_bytes for memory in analyses if memory is not None]
+    assert sizes[1] < 0.7 * sizes[0]
+    for a, b in zip(jax.tree.leaves(plain(params)), jax.tree.leaves(saving(params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+
+def test_the_program_does_not_grow_with_depth():
+    def size(num_layers):
+        config = TINY.model_copy(update={"num_layers": num_layers})
+        shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        lowered = jax.jit(hidden_states, static_argnums=1).lower(
+            shapes, config, tokens, tokens, tokens
+        )
+        return len(lowered.as_text())
+
+    assert size(20) < 1.1 * size(4)
+
+
 def test_gradients_are_finite_when_a_row_is_all_padding():
     params = fresh_params(TINY)
     tokens = jnp.zeros((2, 8), jnp.int32)
@@ -164,9 +216,10 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
     params = fresh_params(TINY)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     tokens = jnp.arange(32)[None]
-    x = hidden_states(params, TINY, tokens, tokens * 0 + 1, tokens, jnp.bfloat16)
+    how = Execution("bfloat16")
+    x = hidden_states(params, TINY, tokens, tokens * 0 + 1, tokens, how)
     assert x.dtype == jnp.bfloat16
-    logits = logits_of(params, TINY, tokens, dtype=jnp.bfloat16)
+    logits = logits_of(params, TINY, tokens, how=how)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, logits_of(params, TINY, tokens), atol=0.15)
 
@@ -188,20 +241,14 @@ def test_rows_longer_than_the_context_are_refused():
 
 @pytest.mark.parametrize("size", GEMMA_2)
 def test_param_count_agrees_with_the_report(size):
-    layers, width, feed_forward, heads, kv_heads, head_dim, embedding, other = GEMMA_2[size]
-    config = ModelConfig(
-        num_layers=layers,
-        width=width,
-        feed_forward=feed_forward,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=256_000,
-        num_embeddings=256_128,
-    )
+    embedding, other, query_factor = GEMMA_2[size]
+    config = MODEL_PRESETS[size]
     assert param_count(config) == (embedding, other, embedding + other)
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == embedding + other
+    assert config.query_factor == pytest.approx(query_factor)
+    assert (config.context_length, config.window, config.rope_base) == (8192, 4096, 10_000)
+    assert (config.attention_softcap, config.final_softcap, config.norm_eps) == (50, 30, 1e-6)
 
 
 def test_a_wrong_config_reports_all_faults_with_their_repair():

@@ -12,7 +12,7 @@ from model.losses import next_token_loss
 from model.sharding import MESH_AXES, batch_sharding, make_mesh, param_shardings
 from model.transformer import hidden_states, init_params, unembed
 
-TINY = MODEL_PRESETS["tiny"]
+TINY = MODEL_PRESETS["tiny"].model_copy(update={"num_layers": 3})
 
 
 def shapes(config=TINY):
@@ -31,12 +31,12 @@ def test_the_mesh_has_all_axes_in_order(mesh):
 
 def test_every_parameter_has_a_sharding_of_its_rank(mesh):
     specs = jax.tree.map(lambda s: s.spec, param_shardings(shapes(), mesh))
-    layer = specs["layer_0"]
     assert specs["embedding"] == PartitionSpec("model", "fsdp")
-    assert layer["attention"]["query"] == PartitionSpec("fsdp", "model", None)
-    assert layer["attention"]["output"] == PartitionSpec("model", None, "fsdp")
-    assert layer["feed_forward"]["down"] == PartitionSpec("model", "fsdp")
-    assert layer["pre_attention_norm"]["scale"] == PartitionSpec(None)
+    for layer, stack in ((specs["pairs"]["global"], (None,)), (specs["last"], ())):
+        assert layer["attention"]["query"] == PartitionSpec(*stack, "fsdp", "model", None)
+        assert layer["attention"]["output"] == PartitionSpec(*stack, "model", None, "fsdp")
+        assert layer["feed_forward"]["down"] == PartitionSpec(*stack, "model", "fsdp")
+        assert layer["pre_attention_norm"]["scale"] == PartitionSpec(*stack, None)
 
 
 def test_optimizer_states_follow_their_parameters(mesh):
@@ -44,7 +44,7 @@ def test_optimizer_states_follow_their_parameters(mesh):
     state = jax.eval_shape(optimizer.init, shapes())
     shardings = param_shardings(state, mesh)
     adam = shardings[1][0]
-    assert adam.mu["layer_1"]["feed_forward"]["gate"].spec == PartitionSpec("fsdp", "model")
+    assert adam.mu["last"]["feed_forward"]["gate"].spec == PartitionSpec("fsdp", "model")
     assert adam.nu["embedding"].spec == PartitionSpec("model", "fsdp")
     assert adam.count.spec == PartitionSpec()
 
@@ -71,14 +71,14 @@ def test_a_sharded_gradient_equals_that_of_one_device(mesh):
     assert batch[0].addressable_shards[0].data.shape == (1, 16)
     sharded = gradient(jax.device_put(params, shardings), *batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), sharded, expected)
-    gate = jax.device_put(params, shardings)["layer_0"]["feed_forward"]["gate"]
-    assert gate.addressable_shards[0].data.shape == (16, 32)
+    gate = jax.device_put(params, shardings)["pairs"]["local"]["feed_forward"]["gate"]
+    assert gate.addressable_shards[0].data.shape == (1, 16, 32)
 
 
 def test_few_key_value_heads_are_replicated_but_no_other_dim_is():
     mesh = make_mesh({"model": 8})
     wide = TINY.model_copy(update={"num_heads": 8})
-    attention = param_shardings(shapes(wide), mesh)["layer_0"]["attention"]
+    attention = param_shardings(shapes(wide), mesh)["last"]["attention"]
     assert attention["key"].spec == PartitionSpec("fsdp", None, None)
     assert attention["query"].spec == PartitionSpec("fsdp", "model", None)
     with pytest.raises(ValueError, match=r"attention/output.*heads of size 4.*'model' of size 8"):

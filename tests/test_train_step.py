@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs.load import parse_run
-from configs.run import OptimizerConfig, RunConfig
+from configs.run import ObjectiveConfig, OptimizerConfig, RunConfig
 from model.sharding import MESH_AXES, batch_sharding, make_mesh
 from model.targets import Codec, make_codec
 from model.transformer import hidden_states, unembed
@@ -25,6 +25,7 @@ from workers.train_step import (
     TrainState,
     TrainStep,
     init_state,
+    label_weight,
     loss_sums,
     make_init,
     make_train_step,
@@ -210,7 +211,7 @@ def test_all_probabilities_give_divergence_plus_entropy(batch, teacher_logits):
     config = config_of(distilled=True)
     params = fresh().params
     encoded = encoded_by(WHOLE, teacher_logits)
-    _, sums = jax.jit(lambda p: loss_sums(p, batch, encoded, config, WHOLE))(params)
+    _, sums = jax.jit(lambda p: loss_sums(p, batch, encoded, jnp.float32(0), config, WHOLE))(params)
     log_q = np.asarray(jax.jit(log_probs)(params, batch), np.float64)
     log_p = np.asarray(jax.nn.log_softmax(teacher_logits), np.float64)
     p, mask = np.exp(log_p), np.asarray(batch.mask)
@@ -226,13 +227,16 @@ def test_label_weight_mixes_losses_and_gradients(batch, teacher_logits):
     @jax.jit
     def at_three_weights(params: Any) -> list[tuple[Any, Any]]:
         cases = [
-            (config_of(distilled=True), SOME),
-            (config_of(), None),
-            (config_of(distilled=True, label_weight=0.25), SOME),
+            (0.0, config_of(distilled=True), SOME),
+            (0.0, config_of(), None),
+            (0.25, config_of(distilled=True), SOME),
         ]
         return [
-            jax.grad(lambda p, c=c, k=k: loss_sums(p, batch, encoded, c, k), has_aux=True)(params)
-            for c, k in cases
+            jax.grad(
+                lambda p, w=w, c=c, k=k: loss_sums(p, batch, encoded, jnp.float32(w), c, k),
+                has_aux=True,
+            )(params)
+            for w, c, k in cases
         ]
 
     (kd_grads, kd), (ce_grads, ce), (mixed_grads, mixed) = at_three_weights(fresh().params)
@@ -241,6 +245,33 @@ def test_label_weight_mixes_losses_and_gradients(batch, teacher_logits):
     expected = 0.75 * float(kd.loss) + 0.25 * float(ce.loss)
     assert float(mixed.loss) == pytest.approx(expected, rel=1e-6)
     assert_close(mixed_grads, jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, kd_grads, ce_grads))
+
+
+def test_the_share_of_labels_moves_along_a_line():
+    moving = ObjectiveConfig(label_weight=0.2, final_label_weight=0.8)
+    shares = [float(label_weight(moving, 7, jnp.int32(step))) for step in (0, 3, 6, 9)]
+    assert shares == pytest.approx([0.2, 0.5, 0.8, 0.8])
+    constant = ObjectiveConfig(label_weight=0.2)
+    assert float(label_weight(constant, 7, jnp.int32(5))) == pytest.approx(0.2)
+    assert float(label_weight(moving, 1, jnp.int32(0))) == pytest.approx(0.2)
+
+
+def test_temperature_and_z_loss_of_the_configuration_are_used(batch, teacher_logits):
+    codec = make_codec("hybrid", k=VOCAB_SIZE, draws=0, temperature=2.0)
+    config = config_of(
+        objective={"kind": "distill", "z_loss": 0.5},
+        teacher={"checkpoint": "teacher", "codec": {"temperature": 2.0}},
+    )
+    encoded = encoded_by(codec, teacher_logits)
+    params = fresh().params
+    _, sums = jax.jit(lambda p: loss_sums(p, batch, encoded, jnp.float32(0), config, codec))(params)
+    x = hidden_states(params, config.model, batch.inputs, batch.segments, batch.positions)
+    logits = unembed(params, config.model, x)
+    p = jax.nn.softmax(teacher_logits / 2)
+    kd = -4 * (p * jax.nn.log_softmax(logits / 2)).sum(-1)[batch.mask].sum()
+    z = jnp.square(jax.nn.logsumexp(logits, -1))[batch.mask].sum()
+    assert float(sums.kd_loss) == pytest.approx(float(kd), rel=1e-5)
+    assert float(sums.loss) == pytest.approx(float(kd + 0.5 * z), rel=1e-5)
 
 
 def test_bfloat16_computes_roughly_and_keeps_float32_weights(batch, direct):

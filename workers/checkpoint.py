@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from configs.run import RunConfig
 from model.config import ModelConfig
 from model.sharding import param_shardings
+from model.tensor_files import FileDtype
 from model.transformer import init_params
 from workers.code_identity import software
 from workers.digest import state_digest
@@ -41,13 +42,18 @@ class CheckpointMeta:
     """Rows of the global stream that the state has seen."""
     params_digest: str
     optimizer_digest: str
+    """Empty for imported weights, which have no optimizer."""
     config: dict[str, Any]
+    """The whole configuration of the run; of imported weights `model` alone."""
     software: dict[str, str]
     tokenizer_digest: str
     dataset_digest: str
+    """Empty for imported weights."""
     teacher_digest: str | None
     attempt: int
     format_version: int = FORMAT_VERSION
+    imported_dtype: FileDtype | None = None
+    """Type of the numbers in the file that the weights were imported from; None in a run."""
 
     @property
     def model(self) -> ModelConfig:
@@ -56,10 +62,15 @@ class CheckpointMeta:
     @property
     def digest(self) -> str:
         """Digest of the whole state: parameters and optimizer."""
-        return f"{self.params_digest}-{self.optimizer_digest}"
+        return "-".join(filter(None, (self.params_digest, self.optimizer_digest)))
+
+    @property
+    def params_item(self) -> str:
+        """Orbax's name for the parameters; what is saved in pieces is always called `state`."""
+        return "params" if self.imported_dtype is None else "state"
 
 
-class CorruptCheckpointError(RuntimeError):
+class CorruptCheckpointError(ValueError):
     """The bytes of a checkpoint are not those that were saved."""
 
 
@@ -114,7 +125,7 @@ class CheckpointWriter:
             checkpoint_url(self._run_url, meta.step),
             {"params": state.params, "optimizer": _optimizer_part(state)},
             overwrite=True,
-            custom_metadata=_sealed(dataclasses.asdict(meta)),
+            custom_metadata=sealed(dataclasses.asdict(meta)),
         )
         self._pending = Future()
         threading.Thread(
@@ -160,7 +171,7 @@ def read_meta(url: str) -> CheckpointMeta:
             f"{FORMAT_VERSION}: use the release that wrote it"
         )
     described = {name: value for name, value in values.items() if name != _SEAL}
-    if _sealed(described) != values:
+    if sealed(described) != values:
         raise CorruptCheckpointError(
             f"What {url} says about itself is not what was saved: its files are damaged; use "
             f"another checkpoint"
@@ -176,6 +187,11 @@ def restore_state(url: str, config: RunConfig, mesh: Mesh) -> TrainState:
         CorruptCheckpointError: the bytes have changed since they were saved.
     """
     meta = read_meta(url)
+    if not meta.optimizer_digest:
+        raise ValueError(
+            f"{url} holds imported weights, without an optimizer or a place in the data: start a "
+            f"new run from them (start_from.state=weights)"
+        )
     shapes = jax.eval_shape(lambda: init_state(config, 0))
     template = jax.tree.map(_placed, shapes, state_shardings(config, mesh))
     loaded = _load(url, {"params": template.params, "optimizer": _optimizer_part(template)})
@@ -198,7 +214,8 @@ def load_params(url: str, mesh: Mesh | None = None) -> tuple[ModelConfig, Params
         shardings: Any = jax.tree.map(lambda _: place, shapes)
     else:
         shardings = param_shardings(shapes, mesh)
-    params = _load(url, {"params": jax.tree.map(_placed, shapes, shardings)})["params"]
+    item = meta.params_item
+    params = _load(url, {item: jax.tree.map(_placed, shapes, shardings)})[item]
     _verify(url, "parameters", params, meta.params_digest)
     return model, params
 
@@ -208,7 +225,7 @@ def read_entry(run_url: str, step: int) -> CheckpointMeta:
     return CheckpointMeta(**read_json(entry_url(run_url, step)))
 
 
-def _sealed(described: dict[str, Any]) -> dict[str, Any]:
+def sealed(described: dict[str, Any]) -> dict[str, Any]:
     """With a digest of its own: a flipped bit in a model's sizes would go unseen otherwise."""
     text = json.dumps(described, sort_keys=True)
     return {**described, _SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
@@ -223,7 +240,13 @@ def _placed(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
 
 
 def _load(url: str, template: dict[str, Any]) -> dict[str, Any]:
-    """Loads what `template` names, after comparing names, shapes and types with what lies there.
+    """Loads what `template` names, after comparing it with what lies there."""
+    compare(url, template)
+    return read_items(url, template)
+
+
+def compare(url: str, template: dict[str, Any]) -> None:
+    """Raises ValueError unless names, shapes and types are those of what lies at `url`.
 
     Orbax would cast silently, and calls a wrong shape an incompatible handler.
     """
@@ -241,6 +264,10 @@ def _load(url: str, template: dict[str, Any]) -> dict[str, Any]:
                     f"{url}: {item} {name} is {_shown(there.get(name))}, but this configuration "
                     f"needs {_shown(wanted.get(name))}; it was saved by another model or optimizer"
                 )
+
+
+def read_items(url: str, template: dict[str, Any]) -> dict[str, Any]:
+    """What `template` names, without comparing first. Raises CorruptCheckpointError."""
     try:
         return ocp.load_checkpointables(url, template)
     except KeyError as error:  # Orbax's "incompatible handler", whatever it met

@@ -3,15 +3,19 @@
 import dataclasses
 import math
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from model.losses import full_kl, next_token_loss
+from model.chunked_loss import HiddenTargets, chunked_loss
+from model.chunked_objective import Objective
+from model.config import ModelConfig
+from model.execution import Execution
 from model.tokenizer import Tokenizer
-from model.transformer import hidden_states, unembed
+from model.transformer import hidden_states
 from workers.cache import cache_dir
 from workers.checkpoint import load_params, read_meta
 from workers.jobs import EvaluationJob
@@ -88,23 +92,34 @@ class Evaluator:
         return None if self._teacher is None else self._teacher[1]
 
     def _batch_sums(
-        self, params: Params, teacher_params: Params | None, batch: Batch, *, model
+        self, params: Params, teacher_params: Params | None, batch: Batch, *, model: ModelConfig
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        logits_BTV = self._logits(params, model, batch)
-        loss, _ = next_token_loss(logits_BTV, batch.labels, batch.mask)
-        if self._teacher is None:
-            return loss, jnp.zeros_like(loss)
-        teacher_BTV = self._logits(teacher_params, self._teacher[0], batch)
-        vocab_size = model.vocab_size
-        kl, _ = full_kl(teacher_BTV[..., :vocab_size], logits_BTV[..., :vocab_size], batch.mask)
-        return loss, kl
-
-    def _logits(self, params: Params, model, batch: Batch) -> Float[Array, "B T V"]:
-        dtype = jnp.dtype(self._job.compute_dtype)
-        x_BTD = hidden_states(
-            params, model, batch.inputs, batch.segments, batch.positions, dtype=dtype
+        x_BTD = self._hidden(params, model, batch)
+        score = partial(
+            chunked_loss,
+            labels_BT=batch.labels,
+            mask_BT=batch.mask,
+            label_weight=0.0,
+            objective=Objective(),
         )
-        return unembed(params, model, x_BTD)
+        if self._teacher is None:
+            sums = score(x_BTD, params["embedding"], targets=None, model=model)
+            return sums.ce_loss, jnp.zeros_like(sums.ce_loss)
+        assert teacher_params is not None
+        teacher = self._teacher[0]
+        teacher_x_BTD, table_RD = (
+            self._hidden(teacher_params, teacher, batch),
+            teacher_params["embedding"],
+        )
+        targets = HiddenTargets(teacher_x_BTD, table_RD, teacher.final_softcap)
+        sums = score(x_BTD, params["embedding"], targets=targets, model=model)
+        # KL is the student's cross-entropy under the teacher less the teacher's own.
+        entropy = score(teacher_x_BTD, table_RD, targets=targets, model=teacher).kd_loss
+        return sums.ce_loss, sums.kd_loss - entropy
+
+    def _hidden(self, params: Params, model: ModelConfig, batch: Batch) -> Float[Array, "B T D"]:
+        how = Execution(self._job.compute_dtype)
+        return hidden_states(params, model, batch.inputs, batch.segments, batch.positions, how)
 
 
 def _held_out_batches(job: EvaluationJob) -> list[Batch]:

@@ -1,5 +1,7 @@
 """AdamW with warm-up and cosine decay, as optax transformations."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -30,6 +32,10 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+            mask=lambda params: jax.tree.map_with_path(_is_matrix, params),
         ),
     )
+
+
+def _is_matrix(path: tuple[Any, ...], param: jax.Array) -> bool:
+    return jax.tree_util.keystr(path[-1:], simple=True) != "scale"

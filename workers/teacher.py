@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from configs.run import TeacherConfig
+from model.execution import Execution
 from model.targets import Codec, make_codec, row_key, wire_view
 from model.transformer import hidden_states, unembed
 from workers.checkpoint import load_params, read_meta
@@ -18,7 +19,8 @@ from workers.targets_protocol import TargetChunk, TargetRequest
 
 def codec_of(config: TeacherConfig) -> Codec:
     """The codec that a configuration names."""
-    return make_codec(config.codec.kind, k=config.codec.k, draws=config.codec.draws)
+    values = config.codec.model_dump()
+    return make_codec(values.pop("kind"), **values)
 
 
 class Teacher:
@@ -39,12 +41,12 @@ class Teacher:
                 f"data.row_length {job.row_length} is longer than the teacher's context of "
                 f"{model.context_length} tokens; use shorter rows or another teacher"
             )
-        dtype = jnp.dtype(job.compute_dtype)
+        how = Execution(job.compute_dtype)
 
         def score(
             params: dict, inputs: Array, segments: Array, positions: Array, keys: Array
         ) -> dict[str, Array]:
-            x_BTD = hidden_states(params, model, inputs, segments, positions, dtype=dtype)
+            x_BTD = hidden_states(params, model, inputs, segments, positions, how)
             return self._codec.encode(unembed(params, model, x_BTD), keys)
 
         shape = jax.ShapeDtypeStruct((self._num_rows, job.row_length), jnp.int32)

@@ -9,11 +9,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from configs.run import RunConfig
-from model.losses import distillation_loss, next_token_loss
+from configs.run import ObjectiveConfig, RunConfig
+from model.chunked_loss import chunked_loss
+from model.chunked_objective import LossSums, Objective
+from model.execution import Execution
 from model.sharding import batch_sharding, param_shardings
 from model.targets import Codec
-from model.transformer import hidden_states, init_params, unembed
+from model.transformer import hidden_states, init_params
 from workers.optimizer import learning_rate, make_optimizer
 
 Params = Any
@@ -50,14 +52,6 @@ class StepMetrics(NamedTuple):
     signal: Int32[Array, ""]
 
 
-class LossSums(NamedTuple):
-    """Losses of a microbatch, summed over its tokens."""
-
-    loss: Float[Array, ""]
-    kd_loss: Float[Array, ""]
-    ce_loss: Float[Array, ""]
-
-
 TrainStep = Callable[[TrainState, Batch, Encoded, Array], tuple[TrainState, StepMetrics]]
 
 
@@ -80,13 +74,29 @@ def make_init(config: RunConfig, mesh: Mesh) -> Callable[[], TrainState]:
     )
 
 
+def label_weight(objective: ObjectiveConfig, num_steps: int, step: Array) -> Float[Array, ""]:
+    """Share of the labels' loss at `step`, from the first share to the last along a line."""
+    first, last = objective.label_weight, objective.final_label_weight
+    share = jnp.float32(first)
+    if last is None:
+        return share
+    done = step.astype(jnp.float32) / max(num_steps - 1, 1)
+    return share + jnp.minimum(done, 1.0) * (last - first)
+
+
 def loss_sums(
-    params: Params, batch: Batch, encoded: Encoded, config: RunConfig, codec: Codec | None
+    params: Params,
+    batch: Batch,
+    encoded: Encoded,
+    share: Array,
+    config: RunConfig,
+    codec: Codec | None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], LossSums]:
     """The loss to minimise, summed over the labelled tokens of a microbatch, and its parts.
 
     Distillation is the negative log-likelihood of the student under the teacher's
-    distribution (Gemma 2 report, section 3), mixed with that of the labels by `label_weight`.
+    distribution (Gemma 2 report, section 3), mixed with a share of that of the labels.
     """
     x_BTD = hidden_states(
         params,
@@ -94,16 +104,21 @@ def loss_sums(
         batch.inputs,
         batch.segments,
         batch.positions,
-        dtype=jnp.dtype(config.compute_dtype),
+        Execution(config.compute_dtype, config.attention, config.remat, mesh),
     )
-    logits_BTV = unembed(params, config.model, x_BTD)
-    ce_sum, _ = next_token_loss(logits_BTV, batch.labels, batch.mask)
-    if codec is None:
-        return ce_sum, LossSums(ce_sum, jnp.zeros_like(ce_sum), ce_sum)
-    kd_sum, _ = distillation_loss(logits_BTV, codec.decode(encoded), batch.mask)
-    share = config.objective.label_weight
-    loss = kd_sum if share == 0 else (1 - share) * kd_sum + share * ce_sum
-    return loss, LossSums(loss, kd_sum, ce_sum)
+    temperature = 1.0 if config.teacher is None else config.teacher.codec.temperature
+    sums = chunked_loss(
+        x_BTD,
+        params["embedding"],
+        batch.labels,
+        batch.mask,
+        None if codec is None else codec.decode(encoded),
+        share,
+        model=config.model,
+        objective=Objective(temperature=temperature, z_weight=config.objective.z_loss),
+        mesh=mesh,
+    )
+    return sums.loss, sums
 
 
 def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> TrainStep:
@@ -122,8 +137,10 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
     def train_step(
         state: TrainState, batch: Batch, encoded: Encoded, signals: Int32[Array, " N"]
     ) -> tuple[TrainState, StepMetrics]:
+        share = label_weight(config.objective, config.steps, state.step)
         grad_sums = jax.grad(
-            lambda params, part: loss_sums(params, part[0], part[1], config, codec), has_aux=True
+            lambda params, part: loss_sums(params, part[0], part[1], share, config, codec, mesh),
+            has_aux=True,
         )
         if num_parts == 1:
             grads, sums = grad_sums(state.params, (batch, encoded))
@@ -137,7 +154,9 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(
-            *(part / denominator for part in sums),
+            loss=sums.loss / denominator,
+            kd_loss=sums.kd_loss / denominator,
+            ce_loss=sums.ce_loss / denominator,
             grad_norm=optax.global_norm(grads),
             lr=jnp.asarray(schedule(state.step), jnp.float32),
             tokens=tokens,
