@@ -12,12 +12,13 @@ from orchestrator.run_folder import absolute
 
 @click.command()
 @click.argument("checkpoint")
+@click.option("--window", type=click.IntRange(min=1), help="Another window of the local layers.")
 @storage_option
-def evaluate(checkpoint: str, storage: str) -> None:
+def evaluate(checkpoint: str, window: int | None, storage: str) -> None:
     """Judges one checkpoint on its run's held-out text, on this machine."""
     from orchestrator.evaluate import evaluate_checkpoint
 
-    click.echo(json.dumps(evaluate_checkpoint(checkpoint, absolute(storage))))
+    click.echo(json.dumps(evaluate_checkpoint(checkpoint, absolute(storage), window)))
 
 
 @click.command()

@@ -10,8 +10,12 @@ from workers.jobs import EvaluationJob
 from workers.preparer import tokenizer_url
 
 
-def evaluate_checkpoint(name: str, storage_url: str) -> dict[str, Any]:
+def evaluate_checkpoint(name: str, storage_url: str, window: int | None = None) -> dict[str, Any]:
     """The evaluation of `RUN`, `RUN@STEP` or a path, as JSON values.
+
+    Args:
+        window: of the local layers, in place of the one that they were trained with (Gemma 2
+            report, ablations: what a shorter one at inference costs).
 
     Raises:
         LaunchError: there is no such checkpoint.
@@ -34,6 +38,7 @@ def evaluate_checkpoint(name: str, storage_url: str) -> dict[str, Any]:
         rows_per_batch=config.evaluation.rows_per_batch,
         compute_dtype=config.compute_dtype,
         teacher_url=_teacher_url(config.name, storage_url) if config.distilled else None,
+        window=window,
     )
     return dataclasses.asdict(Evaluator(job).evaluate(url))
 

@@ -161,8 +161,8 @@ def widened(tree: Any) -> Any:
     )
 
 
-def assert_equal(result, reference) -> None:
-    """Float32 against float64, to 1e-6 of the largest entry of each array."""
+def assert_equal(result, reference, tolerance: float = 1e-6) -> None:
+    """Float32 against float64, to `tolerance` of the largest entry of each array."""
     for single, double in zip(jax.tree.leaves(result), jax.tree.leaves(reference), strict=True):
         assert single.dtype == jnp.float32 and double.dtype == np.float64
-        np.testing.assert_allclose(single, double, rtol=0, atol=1e-6 * np.abs(double).max())
+        np.testing.assert_allclose(single, double, rtol=0, atol=tolerance * np.abs(double).max())

@@ -61,6 +61,7 @@ def test_any_sizes_and_chunks(sizes, chunk_tokens):
     assert_equal(
         ours(case, case.sparse, 0.25, objective, chunk_tokens=chunk_tokens),
         expected(case, case.sparse, 0.25, objective),
+        tolerance=5e-6,  # where sizes are drawn, gradients may be small sums of large terms
     )
 
 

@@ -117,6 +117,13 @@ def test_steps_and_digests_are_those_of_the_checkpoint(evaluations):
     assert evaluations[0].loss != evaluations[1].loss
 
 
+def test_a_shorter_window_is_that_of_the_model_and_changes_the_judgement(job, urls, evaluations):
+    whole = Evaluator(dataclasses.replace(job, window=32)).evaluate(urls[1])
+    assert whole.loss == evaluations[1].loss  # no row is longer than the trained window
+    short = Evaluator(dataclasses.replace(job, window=1)).evaluate(urls[1])
+    assert short.loss != evaluations[1].loss
+
+
 def test_padding_rows_do_not_count(job, urls, evaluations):
     """Seven rows are one padded batch of sixteen, or two batches of four with one row padded."""
     other = Evaluator(dataclasses.replace(job, rows_per_batch=16, teacher_url=None))

@@ -69,6 +69,8 @@ class Evaluator:
                 f"were made with {self._tokenizer_digest[:12]}; evaluate it on data of its own"
             )
         model, params = load_params(url)
+        if self._job.window is not None:
+            model = model.model_copy(update={"window": self._job.window})
         loss = kl = 0.0
         num_tokens = num_bytes = 0
         for batch in self._batches:

@@ -50,3 +50,5 @@ class EvaluationJob:
     rows_per_batch: int
     compute_dtype: str
     teacher_url: str | None
+    window: int | None = None
+    """Of the judged model's local layers, if it is not to be the trained one."""
