@@ -77,17 +77,10 @@ def runs_table(folders: Sequence[RunFolder]) -> Table:
 def comparison_table(folders: Sequence[RunFolder]) -> Table:
     """Runs side by side, judged by the last evaluation of each."""
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
-    rows = comparison([read_run(folder) for folder in folders])
-    longest = max(len(line) for row in rows for line in row[0].splitlines())
     for number, name in enumerate(COLUMNS):
-        # Narrow terminals fold the columns, last of all the names; nothing is cut off.
-        table.add_column(
-            name,
-            justify="right" if number else "left",
-            overflow="fold",
-            min_width=None if number else min(longest, 24),
-        )
-    for row in rows:
+        # Narrow terminals fold; nothing is cut off.
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in comparison([read_run(folder) for folder in folders]):
         table.add_row(*(Text(cell) for cell in row))
     return table
 
