@@ -8,12 +8,9 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # tests compile more than th
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("WANDB_MODE", "offline")
 
-import pytest
 from jaxtyping import install_import_hook
 
 from tests import annotations
-
-STARTS_RAY = {"test_cluster_run", "test_embedded"}
 
 # The modules that handle arrays.
 install_import_hook(
@@ -45,10 +42,3 @@ install_import_hook(
     ],
     f"{annotations.__name__}.checked",
 )
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share what they set up; those that start Ray do so one after the other."""
-    for item in items:
-        group = "ray" if item.path.stem in STARTS_RAY else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
