@@ -56,7 +56,7 @@ def main(
         rates = [step_tflops / step_s, product_tflops / product_s]
         lines.append([turn, num_tokens / step_s, *rates, rates[0] / rates[1]])
     columns = ["turn", "tokens/s", "TFLOP/s", "TFLOP/s of a product", "share"]
-    show(f"Training step of {config.name}", columns, lines)
+    show("Training step", columns, lines)
     _, tokens, tflops, _, share = map(statistics.median, zip(*lines, strict=True))
     figures = {"step_over_product": Figure(share, "FLOP/s over FLOP/s")}
     if not on_cpu:
