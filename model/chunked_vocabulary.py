@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from model.kernels import MASKED_LOGIT
+from model.layers import soft_cap
 
 
 class VocabularyShare(NamedTuple):
@@ -22,12 +23,11 @@ class VocabularyShare(NamedTuple):
 
     def logits(self, x_CD: Float[Array, "C D"]) -> Float[Array, "C R"]:
         """Soft-capped float32 logits as `transformer.unembed` makes them, of these rows."""
-        cap = self.final_softcap
         product_CR = jnp.einsum(
             "CD,RD->CR", x_CD, self.embedding_RD, preferred_element_type=jnp.float32
         )
         real_R = self._first() + jnp.arange(len(self.embedding_RD)) < self.vocab_size
-        return jnp.where(real_R, cap * jnp.tanh(product_CR / cap), MASKED_LOGIT)
+        return jnp.where(real_R, soft_cap(product_CR, self.final_softcap), MASKED_LOGIT)
 
     def slope(self, logits: Float[Array, "C n"]) -> Float[Array, "C n"]:
         """The derivative of the soft-cap where it gave `logits`; 0 for a row never predicted."""

@@ -168,12 +168,9 @@ def attend_splash(
         )
     # The largest block of at most 512 that divides the row.
     block = next(size for size in (4 * LANES, 2 * LANES, LANES) if T % size == 0)
-    local = window is not None and window < T
-    mask = (
-        splash.LocalMask((T, T), (window - 1, 0), 0)
-        if local and window is not None
-        else splash.CausalMask((T, T))
-    )
+    mask = splash.CausalMask((T, T))
+    if window is not None and window < T:
+        mask = splash.LocalMask((T, T), (window - 1, 0), 0)
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * N),
         head_shards=1,
@@ -205,8 +202,18 @@ def attend_tokamax(
     window: int | None,
     softcap: float,
 ) -> Queries:
-    """Tokamax' fused kernels for GPU; needs the extra `gpu`."""
-    import tokamax  # pyright: ignore[reportMissingImports]
+    """Tokamax' fused kernels for GPU.
+
+    Raises:
+        ValueError: tokamax is not installed.
+    """
+    try:
+        import tokamax  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            "attention kernel `tokamax`, which `auto` takes on GPU, is not installed: install the "
+            "extra `gpu`, or choose the kernel `blocked`"
+        ) from error
 
     same_B1TT = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
     return tokamax.dot_product_attention(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 fan_in_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
-def soft_cap(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+def soft_cap(x: Float[Array, "..."], cap: float | Float[Array, ""]) -> Float[Array, "..."]:
     """Squash `x` smoothly into (-cap, cap)."""
     return cap * jnp.tanh(x / cap)
 

@@ -75,7 +75,7 @@ def full_cross_entropy(
 
 
 def full_kl(teacher_logits_BTV: Logits, student_logits_BTV: Logits, mask_BT: Mask) -> LossParts:
-    """KL(teacher ‖ student) over the whole vocabulary, in nats; for evaluation."""
+    """KL(teacher ‖ student) over the whole vocabulary, in nats: what evaluation reports."""
     loss_BT = _kl(_log_probs(teacher_logits_BTV, 1.0), _log_probs(student_logits_BTV, 1.0))
     return _masked_sum(loss_BT, mask_BT)
 

@@ -18,23 +18,15 @@ def compiled(topology: str, mesh: dict[str, int], **options: int):
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     placed = make_mesh(mesh, found.devices)
     model = {
+        "preset": "tiny",
         "num_layers": 3,
         "width": 256,
-        "feed_forward": 512,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 128,
-        "vocab_size": 4096,
+        "head_dim": 128,  # the least that the kernel takes
+        "context_length": 512,
         "window": 128,
     }
-    config = config_of(
-        "tiny", placed.size // placed.shape["model"], 512, model=model, compute_dtype="bfloat16",
-        remat="layers", data={
-            "sources": [{"name": "none", "path": "none"}],
-            "tokenizer": {"kind": "train", "vocab_size": 4096},
-            "row_length": 512,
-        },
-    )  # fmt: skip
+    num_rows = placed.size // placed.shape["model"]
+    config = config_of("tiny", num_rows, 512, model=model, compute_dtype="bfloat16", remat="layers")
     step, shapes = step_and_shapes(config, placed)
     return placed, step.lower(*shapes).compile()
 

@@ -21,7 +21,7 @@ from orchestrator.launch import LaunchError, create_run, find_checkpoint
 from tests.checkpoints import fresh_state, save_state, tiny_config
 from tests.golden.folders import CASES, VOCAB_SIZE, golden_folder, tokenizer_bytes
 from tests.runs import text_folder, tiny_values
-from workers import params_stream
+from workers import params_stream, weights_io
 from workers.checkpoint import CorruptCheckpointError, load_params, read_meta, restore_state
 from workers.digest import state_digest
 from workers.jobs import StartPoint
@@ -256,6 +256,18 @@ def test_an_import_that_was_cut_off_leaves_nothing(
     meta = import_weights(folder, url)
     assert state_digest(load_params(url)[1]) == meta.params_digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dest", "grouped"]
+
+
+def test_an_import_without_its_tokenizer_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(url: str, content: bytes) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(weights_io, "write_atomic", full)
+    with pytest.raises(OSError, match="disk is full"):
+        import_weights(golden_folder(tmp_path, "grouped"), str(tmp_path / "dest"))
+    assert [path.name for path in tmp_path.iterdir()] == ["grouped"]
 
 
 def test_damage_is_never_exported(

@@ -1,5 +1,6 @@
 """Every kernel of attention against the plain one: values, gradients, memory, devices."""
 
+import sys
 from functools import partial
 
 import jax
@@ -118,6 +119,12 @@ def test_auto_suits_the_platform_and_the_length():
     assert choose_kernel("auto", BLOCK, None) is attend_plain
     assert choose_kernel("auto", BLOCK + 1, None) is attend_blocked
     assert choose_kernel("plain", 8192, None) is attend_plain
+
+
+def test_a_gpu_kernel_that_is_not_installed_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokamax", None)
+    with pytest.raises(ValueError, match=r"install the extra `gpu`, or choose the kernel"):
+        attend_tokamax(*inputs(1, 8, 2, 1, 8), window=None, softcap=2.0)
 
 
 def test_the_tpu_kernel_refuses_rows_that_do_not_fit():

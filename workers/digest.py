@@ -1,6 +1,7 @@
 """One number that tells whether two states are the same, bit for bit."""
 
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -19,6 +20,13 @@ def state_digest(tree: Any) -> str:
     """
     low, high = _sums(tree)
     return f"{int(high):08x}{int(low):08x}"
+
+
+def join_digests(digests: Iterable[str]) -> str:
+    """The digest of a tree from those of trees that hold its leaves between them."""
+    halves = [(int(digest[:8], 16), int(digest[8:], 16)) for digest in digests]
+    high, low = (sum(half) % 2**32 for half in zip(*halves, strict=True))
+    return f"{high:08x}{low:08x}"
 
 
 @jax.jit

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from model.chunked_loss import HiddenTargets, chunked_loss
-from model.chunked_objective import Objective
+from model.chunked_objective import LossSums, Objective
 from model.config import ModelConfig
 from model.execution import Execution
 from model.tokenizer import Tokenizer
@@ -53,6 +52,10 @@ class Evaluator:
         self._batches = _held_out_batches(job)
         self._teacher = None if job.teacher_url is None else load_params(job.teacher_url)
         self._sums = jax.jit(self._batch_sums, static_argnames="model")
+        self._teacher_entropy = 0.0
+        if self._teacher is not None:
+            entropy = jax.jit(self._entropy)
+            self._teacher_entropy = sum(float(entropy(self._teacher[1], b)) for b in self._batches)
 
     def evaluate(self, url: str) -> Evaluation:
         """Scores the checkpoint at `url` on all held-out rows.
@@ -71,53 +74,66 @@ class Evaluator:
         model, params = load_params(url)
         if self._job.window is not None:
             model = model.model_copy(update={"window": self._job.window})
-        loss = kl = 0.0
+        teacher_params = None if self._teacher is None else self._teacher[1]
+        loss = cross_entropy = 0.0
         num_tokens = num_bytes = 0
         for batch in self._batches:
-            loss_sum, kl_sum = self._sums(params, self._teacher_params(), batch, model=model)
-            loss += float(loss_sum)
-            kl += float(kl_sum)
+            sums = self._sums(params, teacher_params, batch, model=model)
+            loss += float(sums.ce_loss)
+            cross_entropy += float(sums.kd_loss)
             num_tokens += int(batch.mask.sum())
             num_bytes += int(jnp.where(batch.mask, self._piece_bytes[batch.labels], 0).sum())
         return Evaluation(
             step=meta.step,
             loss=loss / num_tokens,
             bits_per_byte=loss / math.log(2) / num_bytes,
-            kl_to_teacher=kl / num_tokens if self._teacher is not None else None,
+            kl_to_teacher=(cross_entropy - self._teacher_entropy) / num_tokens
+            if self._teacher is not None
+            else None,
             num_tokens=num_tokens,
             num_bytes=num_bytes,
             digest=meta.digest,
             seconds=time.perf_counter() - began,
         )
 
-    def _teacher_params(self) -> Params | None:
-        return None if self._teacher is None else self._teacher[1]
-
     def _batch_sums(
         self, params: Params, teacher_params: Params | None, batch: Batch, *, model: ModelConfig
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    ) -> LossSums:
+        """The student's cross-entropies, of the labels and under the teacher."""
         x_BTD = self._hidden(params, model, batch)
-        score = partial(
-            chunked_loss,
-            labels_BT=batch.labels,
-            mask_BT=batch.mask,
-            label_weight=0.0,
+        targets = None if teacher_params is None else self._targets(teacher_params, batch)
+        return self._score(x_BTD, params, model, batch, targets)
+
+    def _entropy(self, teacher_params: Params, batch: Batch) -> Float[Array, ""]:
+        """The teacher's own: what the student's cross-entropy under it is at best."""
+        assert self._teacher is not None
+        targets = self._targets(teacher_params, batch)
+        return self._score(targets.x_BTD, teacher_params, self._teacher[0], batch, targets).kd_loss
+
+    def _targets(self, teacher_params: Params, batch: Batch) -> HiddenTargets:
+        assert self._teacher is not None
+        teacher = self._teacher[0]
+        x_BTD = self._hidden(teacher_params, teacher, batch)
+        return HiddenTargets(x_BTD, teacher_params["embedding"], teacher.final_softcap)
+
+    def _score(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        params: Params,
+        model: ModelConfig,
+        batch: Batch,
+        targets: HiddenTargets | None,
+    ) -> LossSums:
+        return chunked_loss(
+            x_BTD,
+            params["embedding"],
+            batch.labels,
+            batch.mask,
+            targets,
+            0.0,
+            model=model,
             objective=Objective(),
         )
-        if self._teacher is None:
-            sums = score(x_BTD, params["embedding"], targets=None, model=model)
-            return sums.ce_loss, jnp.zeros_like(sums.ce_loss)
-        assert teacher_params is not None
-        teacher = self._teacher[0]
-        teacher_x_BTD, table_RD = (
-            self._hidden(teacher_params, teacher, batch),
-            teacher_params["embedding"],
-        )
-        targets = HiddenTargets(teacher_x_BTD, table_RD, teacher.final_softcap)
-        sums = score(x_BTD, params["embedding"], targets=targets, model=model)
-        # KL is the student's cross-entropy under the teacher less the teacher's own.
-        entropy = score(teacher_x_BTD, table_RD, targets=targets, model=teacher).kd_loss
-        return sums.ce_loss, sums.kd_loss - entropy
 
     def _hidden(self, params: Params, model: ModelConfig, batch: Batch) -> Float[Array, "B T D"]:
         how = Execution(self._job.compute_dtype)

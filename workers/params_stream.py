@@ -20,7 +20,7 @@ from workers.checkpoint import (
     read_meta,
     sealed,
 )
-from workers.digest import state_digest
+from workers.digest import join_digests, state_digest
 from workers.storage import remove_tree
 
 # A host that wants a part of a leaf reads no more than the chunks around it.
@@ -50,7 +50,7 @@ def save_params(
                 digests.append(state_digest(params))
                 described = None
                 if leaf is leaves[-1]:
-                    meta = dataclasses.replace(meta, params_digest=_joined(digests))
+                    meta = dataclasses.replace(meta, params_digest=join_digests(digests))
                     described = sealed(dataclasses.asdict(meta))
                 ocp.partial.save(url, params, custom_metadata=described)
                 del params
@@ -86,20 +86,11 @@ def read_params(
         del params
         yield leaf, np.asarray(parameter)
         del parameter
-    if (found := _joined(digests)) != meta.params_digest:
+    if (found := join_digests(digests)) != meta.params_digest:
         raise CorruptCheckpointError(
             f"The parameters in {url} have digest {found}, but {meta.params_digest} was saved: the "
             f"files are damaged; use another checkpoint"
         )
-
-
-def _joined(digests: list[str]) -> str:
-    """The digest of a tree from those of its leaves: both halves are sums modulo 2^32."""
-    high, low = (
-        sum(int(digest[half], 16) for digest in digests) % 2**32
-        for half in (slice(0, 8), slice(8, 16))
-    )
-    return f"{high:08x}{low:08x}"
 
 
 def _host() -> Any:

@@ -20,7 +20,7 @@ from workers.checkpoint import CheckpointMeta, read_meta
 from workers.code_identity import software
 from workers.params_stream import read_params, save_params
 from workers.preparer import TOKENIZER_FILE, tokenizer_url
-from workers.storage import exists, join, read_bytes, write_atomic
+from workers.storage import exists, join, read_bytes, remove_tree, write_atomic
 
 _CONFIG_FILE = "config.json"
 
@@ -36,6 +36,7 @@ def import_weights(folder: Path, url: str, num_rows: int | None = None) -> Check
 
     Raises:
         ValueError: there is something at `url`, or the folder is not that of a Gemma 2 model.
+        OSError: `url` cannot be written; nothing stays there.
     """
     if exists(url):
         raise ValueError(f"{url} exists already: name a new folder")
@@ -57,7 +58,11 @@ def import_weights(folder: Path, url: str, num_rows: int | None = None) -> Check
         imported_dtype=reader.dtype,
     )
     meta = save_params(url, leaves_of(model), lambda leaf: leaf.join(reader.read), meta)
-    write_atomic(join(url, TOKENIZER_FILE), tokenizer.model_bytes)
+    try:
+        write_atomic(join(url, TOKENIZER_FILE), tokenizer.model_bytes)
+    except BaseException:
+        remove_tree(url)
+        raise
     return meta
 
 
