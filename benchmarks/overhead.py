@@ -111,7 +111,7 @@ def beforehand(storage: Path, steps: int) -> None:
     for index in range(steps):
         request = rows.request(index, spec)
         (chunk,) = teacher.score(request)
-        chunks[request.rows] = chunk
+        chunks[request.rows[0]] = chunk
         loop.append((tuple(rows.batch(index)), from_wire(chunk.arrays)))
     rows.close()
     (storage / "chunks.pkl").write_bytes(pickle.dumps(chunks))
@@ -166,7 +166,11 @@ class PrecomputedReplica:
         self._chunks = pickle.loads(Path(path).read_bytes())
 
     async def score(self, request: Any) -> AsyncIterator[Any]:
-        yield self._chunks[request.rows]
+        first = 0
+        while first < len(request.rows):
+            chunk = self._chunks[request.rows[first]]
+            yield chunk
+            first += len(chunk.rows)
 
 
 def _orchestrated_rate(storage: Path, steps: int, number: int, address: str) -> float:

@@ -207,6 +207,10 @@ def _objective_faults(config: RunConfig) -> Iterator[Fault]:
             yield Fault(f"objective.{name}", weight, message, ("objective.kind",))
     if teacher is None:
         return
+    if teacher.steps_per_request > teacher.prefetch_steps:
+        message = f"is more than teacher.prefetch_steps, {teacher.prefetch_steps}; ask for fewer"
+        involved = ("teacher.prefetch_steps",)
+        yield Fault("teacher.steps_per_request", teacher.steps_per_request, message, involved)
     if teacher.codec.k + teacher.codec.draws == 0:
         message = "k and draws are both 0, which sends nothing; raise one of them"
         yield Fault("teacher.codec", NO_VALUE, message)

@@ -71,6 +71,12 @@ class TeacherConfig(Section):
     prefetch_steps: int = changeable(
         4, ge=1, description="Steps whose targets may be on their way at once."
     )
+    steps_per_request: int = changeable(
+        1,
+        ge=1,
+        description="Steps that a host asks for in one request: more cost the host less, fewer "
+        "spread the work over more replicas. At most `prefetch_steps`.",
+    )
     cpus_per_replica: float = changeable(1.0, ge=0, description="CPUs that Ray books per replica.")
     tpus_per_replica: float = changeable(
         0, ge=0, description="TPU chips that Ray books per replica; 0 runs it on the CPU."

@@ -115,6 +115,11 @@ def test_faults_of_single_settings(setting, path, message):
             "k and draws are both 0",
         ),
         ((*TEACHER, "teacher.codec.k=513"), "teacher.codec.k", "vocabulary of 512"),
+        (
+            (*TEACHER, "teacher.steps_per_request=5"),
+            "teacher.steps_per_request",
+            "more than teacher.prefetch_steps, 4",
+        ),
         (("optimizer.warmup_steps=10",), "optimizer.warmup_steps", "fewer than the 10 steps"),
     ],
 )

@@ -70,7 +70,7 @@ class Source:
 
 def open_stream(source, **changes) -> TargetStream:
     retries = changes.pop("retries", [])
-    settings = {"prefetch_steps": 2, "retry_for_s": LONG_S} | changes
+    settings = {"prefetch_steps": 2, "steps_per_request": 1, "retry_for_s": LONG_S} | changes
     return TargetStream(
         source,
         request_of,
@@ -84,9 +84,14 @@ def open_stream(source, **changes) -> TargetStream:
 @given(
     failures=st.lists(st.none() | st.integers(0, 4), max_size=25),
     prefetch_steps=st.integers(1, 8),
+    data=st.data(),
 )
-def test_a_source_that_dies_in_any_way_gives_the_same_bytes(failures, prefetch_steps):
-    stream = open_stream(Source(failures), prefetch_steps=prefetch_steps)
+def test_a_source_that_dies_in_any_way_gives_the_same_bytes(failures, prefetch_steps, data):
+    stream = open_stream(
+        Source(failures),
+        prefetch_steps=prefetch_steps,
+        steps_per_request=data.draw(st.integers(1, prefetch_steps)),
+    )
     for step in range(NUM_STEPS):
         encoded, waited = stream.take(step)
         assert encoded.keys() == {"half"} and encoded["half"].dtype == np.float32
@@ -174,6 +179,59 @@ def test_steps_are_taken_in_order_whichever_answer_comes_first():
     late.set()
     for step in range(NUM_STEPS):
         np.testing.assert_array_equal(stream.take(step)[0]["half"], expected_targets(step))
+    stream.close()
+
+
+def test_one_request_asks_for_several_steps_as_soon_as_there_is_room_for_them():
+    source = Held()
+    stream = open_stream(source, prefetch_steps=4, steps_per_request=2)
+    source.let.release(NUM_STEPS)
+    for step, num_requests in enumerate([2, 2, 3, 3, 3, 3]):
+        assert eventually(lambda n=num_requests: source.num_answered == n)
+        assert len(source.asked) == num_requests
+        np.testing.assert_array_equal(stream.take(step)[0]["half"], expected_targets(step))
+    stream.close()
+    for rows in source.asked:
+        first = rows[0].index // NUM_ROWS
+        assert rows == request_of(first).rows + request_of(first + 1).rows
+
+
+def test_a_step_is_there_before_the_rest_of_its_request():
+    let = threading.Event()
+
+    class Pauses(Source):
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+            for number, answer in enumerate(super().ask(request)):
+                assert number < 3 or let.wait(LONG_S)
+                yield answer
+
+    stream = open_stream(Pauses(), prefetch_steps=2, steps_per_request=2)
+    np.testing.assert_array_equal(stream.take(0)[0]["half"], expected_targets(0))
+    let.set()
+    np.testing.assert_array_equal(stream.take(1)[0]["half"], expected_targets(1))
+    stream.close()
+
+
+def test_a_failure_names_the_step_it_holds_up_and_fails_those_behind_it():
+    retries: list = []
+    source = Source([3, 0, None])
+    stream = open_stream(source, prefetch_steps=3, steps_per_request=3, retries=retries)
+    for step in range(3):
+        np.testing.assert_array_equal(stream.take(step)[0]["half"], expected_targets(step))
+    stream.close()
+    assert [step for step, _ in retries] == [1, 1]
+    assert [len(rows) for rows in source.asked[:3]] == [15, 9, 9]
+
+    class Refuses(Source):
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+            yield from list(super().ask(request))[:3]
+            raise ValueError("another teacher")
+
+    stream = open_stream(Refuses(), prefetch_steps=3, steps_per_request=3)
+    np.testing.assert_array_equal(stream.take(0)[0]["half"], expected_targets(0))
+    for step in (1, 2):
+        with pytest.raises(ValueError, match="another teacher"):
+            stream.take(step)
     stream.close()
 
 

@@ -250,6 +250,7 @@ class Student:
             lambda index: self._rows.request(index, spec),
             range(job.start.step, job.config.steps),
             prefetch_steps=job.config.teacher.prefetch_steps,
+            steps_per_request=job.config.teacher.steps_per_request,
             retry_for_s=job.config.teacher.retry_for_s,
             on_retry=lambda index, error: self._events.say(
                 "teacher_retry", step=index + 1, reason=str(error)

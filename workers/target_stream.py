@@ -1,16 +1,18 @@
 """Targets of the coming steps: asked for ahead, in order, bounded, and asked again on failure."""
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from model.targets import from_wire
 from workers.targets_protocol import (
-    TargetChunk,
+    Answer,
     TargetRequest,
     TargetSource,
     TeacherUnavailableError,
@@ -28,7 +30,9 @@ class Waited(NamedTuple):
 
 
 class _Fetched(NamedTuple):
-    chunks: list[TargetChunk]
+    """One step's targets, as they came over the wire."""
+
+    parts: list[dict[str, np.ndarray]]
     wire_s: float
 
 
@@ -37,11 +41,12 @@ class TargetStream:
 
     Args:
         source: the teachers.
-        request_of: the request of a step; a pure function.
+        request_of: the request of a step, of the same number of rows for each; a pure function.
         steps: the steps to come, in order.
         prefetch_steps: most steps that are asked for and not yet taken.
-        retry_for_s: how long a step asks again without an answer before it fails.
-        on_retry: told each failure that is followed by another try.
+        steps_per_request: steps that one request asks for, at most `prefetch_steps`.
+        retry_for_s: how long a request is repeated without an answer before it fails.
+        on_retry: told each failure that is followed by another try, and the step it held up.
     """
 
     def __init__(
@@ -51,19 +56,21 @@ class TargetStream:
         steps: range,
         *,
         prefetch_steps: int,
+        steps_per_request: int,
         retry_for_s: float,
         on_retry: Callable[[int, Exception], None],
     ):
         self._source = source
         self._request_of = request_of
-        self._steps = steps
+        self._prefetch_steps, self._steps_per_request = prefetch_steps, steps_per_request
         self._retry_for_s = retry_for_s
         self._on_retry = on_retry
         self._closed = threading.Event()
-        self._pool = ThreadPoolExecutor(prefetch_steps, thread_name_prefix="targets")
+        num_requests = math.ceil(prefetch_steps / steps_per_request)
+        self._pool = ThreadPoolExecutor(num_requests, thread_name_prefix="targets")
         self._pending: dict[int, Future[_Fetched]] = {}
         self._next = iter(steps)
-        for _ in range(prefetch_steps):
+        for _ in range(num_requests):
             self._ask_ahead()
 
     def take(self, step: int) -> tuple[dict[str, np.ndarray], Waited]:
@@ -79,8 +86,8 @@ class TargetStream:
         self._ask_ahead()
         wire_s = min(waited_s, fetched.wire_s)
         began = time.perf_counter()
-        arrays = [from_wire(chunk.arrays) for chunk in fetched.chunks]
-        encoded = {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
+        parts = [from_wire(part) for part in fetched.parts]
+        encoded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return encoded, Waited(waited_s - wire_s, wire_s, time.perf_counter() - began)
 
     def close(self) -> None:
@@ -89,29 +96,41 @@ class TargetStream:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask_ahead(self) -> None:
-        step = next(self._next, None)
-        if step is not None:
-            self._pending[step] = self._pool.submit(self._fetch, step)
+        """Asks for the next steps as soon as there is room for a whole request."""
+        if len(self._pending) + self._steps_per_request > self._prefetch_steps:
+            return
+        if steps := list(islice(self._next, self._steps_per_request)):
+            futures = [Future[_Fetched]() for _ in steps]
+            self._pending |= zip(steps, futures, strict=True)
+            self._pool.submit(self._fetch, steps, futures)
 
-    def _fetch(self, step: int) -> _Fetched:
-        request = self._request_of(step)
-        chunks: list[TargetChunk] = []
-        num_rows, wire_s = 0, 0.0
+    def _fetch(self, steps: list[int], futures: list[Future[_Fetched]]) -> None:
+        try:
+            requests = [self._request_of(step) for step in steps]
+            sorter = _Sorter(steps, len(requests[0].rows), futures)
+            self._ask(TargetRequest.joined(requests), sorter)
+        except BaseException as error:
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+
+    def _ask(self, request: TargetRequest, sorter: "_Sorter") -> None:
+        """Asks until every row has come; only for the rows that have not."""
         deadline = time.monotonic() + self._retry_for_s
         pause_s = FIRST_PAUSE_S
-        while num_rows < len(request.rows):
+        while sorter.num_rows < len(request.rows):
             try:
-                for answer in self._source.ask(request.part(num_rows)):
-                    expected = request.rows[num_rows : num_rows + len(answer.chunk.rows)]
+                for answer in self._source.ask(request.part(sorter.num_rows)):
+                    first, num_rows = sorter.num_rows, len(answer.chunk.rows)
+                    expected = request.rows[first : first + num_rows]
                     assert answer.chunk.rows == expected, "chunks come in the order of the rows"
-                    chunks.append(answer.chunk)
-                    num_rows += len(answer.chunk.rows)
-                    wire_s += answer.wire_s
+                    sorter.add(answer)
                     pause_s = FIRST_PAUSE_S
                     deadline = time.monotonic() + self._retry_for_s
-                if num_rows < len(request.rows):
+                if sorter.num_rows < len(request.rows):
                     raise TeacherUnavailableError("the answer ended early")
             except TeacherUnavailableError as error:
+                step = sorter.step
                 if time.monotonic() > deadline:
                     raise TeacherUnavailableError(
                         f"No teacher answered for step {step + 1} within {self._retry_for_s:.0f} s "
@@ -121,4 +140,41 @@ class TargetStream:
                 if self._closed.wait(pause_s):
                     raise
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        return _Fetched(chunks, wire_s)
+
+
+class _Sorter:
+    """Gives each step its rows out of the chunks, which know no steps.
+
+    Args:
+        steps: what was asked for, in order.
+        rows_per_step: rows of each step.
+        futures: of the steps; each is fulfilled when its last row has come.
+    """
+
+    def __init__(
+        self, steps: Sequence[int], rows_per_step: int, futures: Sequence[Future[_Fetched]]
+    ):
+        self._steps, self._futures = steps, futures
+        self._rows_per_step = rows_per_step
+        self._parts: list[dict[str, np.ndarray]] = []
+        self._wire_s = 0.0
+        self.num_rows = 0
+
+    @property
+    def step(self) -> int:
+        """The first step that lacks rows, or the last one."""
+        return self._steps[min(self.num_rows // self._rows_per_step, len(self._steps) - 1)]
+
+    def add(self, answer: Answer) -> None:
+        begin, end = 0, len(answer.chunk.rows)
+        while begin < end:
+            place, row = divmod(self.num_rows, self._rows_per_step)
+            until = min(end, begin + self._rows_per_step - row)
+            arrays = answer.chunk.arrays.items()
+            self._parts.append({name: array[begin:until] for name, array in arrays})
+            self._wire_s += answer.wire_s
+            self.num_rows += until - begin
+            if self.num_rows % self._rows_per_step == 0:
+                self._futures[place].set_result(_Fetched(self._parts, self._wire_s))
+                self._parts, self._wire_s = [], 0.0
+            begin = until

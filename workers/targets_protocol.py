@@ -1,7 +1,7 @@
 """What a student asks of a teacher, and what comes back: plain data, no Ray, no JAX."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -29,6 +29,18 @@ class TargetRequest:
     inputs: Int32[np.ndarray, "B T"]
     segments: Int32[np.ndarray, "B T"]
     positions: Int32[np.ndarray, "B T"]
+
+    @classmethod
+    def joined(cls, requests: "Sequence[TargetRequest]") -> "TargetRequest":
+        """The rows of several requests, of one teacher and one length of row, as one."""
+        return cls(
+            requests[0].spec,
+            tuple(row for request in requests for row in request.rows),
+            *(
+                np.concatenate([getattr(request, name) for request in requests])
+                for name in ("inputs", "segments", "positions")
+            ),
+        )
 
     def part(self, start: int) -> "TargetRequest":
         """The request without its first `start` rows."""
