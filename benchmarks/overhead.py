@@ -3,7 +3,7 @@
     python -m benchmarks.overhead [--rounds N] [--steps N]
 
 Both arms run the same compiled step on the same rows and targets, turn by turn, on one machine
-with Ray and Serve up. The targets are made beforehand: the orchestrated arm is a real run whose
+with Ray and the Serve pool up. The targets are made beforehand: the orchestrated arm is a real run whose
 pool only hands them out, the bare arm has them in memory. Then one run with a live teacher shows
 by part how long the student waits.
 """
@@ -44,8 +44,10 @@ def main(context: click.Context, rounds: int, steps: int) -> None:
         address = connect(None)
         rates: list[tuple[float, float]] = []
         for number in range(rounds):
+            folder = _run_with_pool(_config(storage, f"orchestrated-{number}", steps), storage)
             bare = float(_in_process("bare", storage, steps))
-            rates.append((bare, _orchestrated_rate(storage, steps, number, address)))
+            lines = _run_to_end(folder, address)
+            rates.append((bare, len(lines) / sum(line["step_s"] for line in lines)))
         stalls = _live_stalls(storage, steps, address)
     rows = [[i, bare, ours, ours / bare] for i, (bare, ours) in enumerate(rates)]
     show("Steps per second", ["round", "bare", "orchestrated", "ratio"], rows)
@@ -91,7 +93,7 @@ def beforehand(storage: Path, steps: int) -> None:
     from workers.cache import cache_dir, keep_compiled_programs
     from workers.rows import RowReader
     from workers.step_rows import StepRows
-    from workers.targets_protocol import TargetSpec
+    from workers.targets_protocol import TargetRequest, TargetSpec
     from workers.teacher import codec_of
 
     keep_compiled_programs()
@@ -108,11 +110,15 @@ def beforehand(storage: Path, steps: int) -> None:
     teacher = make_teacher(config)
     chunks = {}
     loop = []
-    for index in range(steps):
-        request = rows.request(index, spec)
-        (chunk,) = teacher.score(request)
-        chunks[request.rows[0]] = chunk
-        loop.append((tuple(rows.batch(index)), from_wire(chunk.arrays)))
+    together = config.teacher.steps_per_request
+    for group in (range(steps)[first : first + together] for first in range(0, steps, together)):
+        request = TargetRequest.joined([rows.request(index, spec) for index in group])
+        (chunk,) = teacher.score(request)  # rows_per_batch takes them all
+        chunks[request.rows] = chunk
+        for place, index in enumerate(group):
+            part = slice(place * config.batch.rows, (place + 1) * config.batch.rows)
+            targets = {name: array[part] for name, array in from_wire(chunk.arrays).items()}
+            loop.append((tuple(rows.batch(index)), targets))
     rows.close()
     (storage / "chunks.pkl").write_bytes(pickle.dumps(chunks))
     (storage / "loop.pkl").write_bytes(pickle.dumps(loop))
@@ -166,21 +172,18 @@ class PrecomputedReplica:
         self._chunks = pickle.loads(Path(path).read_bytes())
 
     async def score(self, request: Any) -> AsyncIterator[Any]:
-        first = 0
-        while first < len(request.rows):
-            chunk = self._chunks[request.rows[first]]
-            yield chunk
-            first += len(chunk.rows)
+        yield self._chunks[request.rows]
 
 
-def _orchestrated_rate(storage: Path, steps: int, number: int, address: str) -> float:
+def _run_with_pool(config: RunConfig, storage: Path) -> Any:
+    """The folder of a new run, whose pool is up."""
     from ray import serve
     from ray.serve.config import ProxyLocation
 
     from orchestrator.launch import create_run
     from orchestrator.teacher_pool import DEPLOYMENT, app_name
 
-    folder = create_run(_config(storage, f"orchestrated-{number}", steps))
+    folder = create_run(config)
     serve.start(proxy_location=ProxyLocation.Disabled)
     replica = serve.deployment(name=DEPLOYMENT, max_ongoing_requests=1024)(PrecomputedReplica)
     serve.run(
@@ -189,8 +192,7 @@ def _orchestrated_rate(storage: Path, steps: int, number: int, address: str) -> 
         route_prefix=None,
         external_scaler_enabled=True,
     )
-    lines = _run_to_end(folder, address)
-    return len(lines) / sum(line["step_s"] for line in lines)
+    return folder
 
 
 def _live_stalls(storage: Path, steps: int, address: str) -> dict[str, float]:

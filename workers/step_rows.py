@@ -4,7 +4,7 @@ import functools
 from concurrent.futures import ThreadPoolExecutor
 
 from configs.run import RunConfig
-from workers.rows import BatchArrays, RowId, RowReader, Rows, batch_arrays, row_at
+from workers.rows import BatchArrays, RowId, RowReader, batch_arrays, row_at
 from workers.targets_protocol import TargetRequest, TargetSpec
 
 _READ_AHEAD_STEPS = 2
@@ -26,7 +26,8 @@ class StepRows:
         self._seed = config.seed
         self._rows_per_step = config.batch.rows
         self._local_rows = local_rows
-        self._rows = functools.lru_cache(maxsize=_KEPT_STEPS)(self._read)
+        self._arrays = functools.lru_cache(maxsize=_KEPT_STEPS)(self._read)
+        self._read_to = 0  # whoever asked for the steps below it reads them
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="rows")
 
     def ids(self, index: int) -> tuple[RowId, ...]:
@@ -39,14 +40,17 @@ class StepRows:
 
     def batch(self, index: int) -> BatchArrays:
         """What the model reads at step `index`; the steps after it are then read ahead."""
-        arrays = batch_arrays(self._rows(index))
-        for later in range(index + 1, index + 1 + _READ_AHEAD_STEPS):
-            self._ahead.submit(self._rows, later)
+        arrays = self._arrays(index)
+        end = index + 1 + _READ_AHEAD_STEPS
+        for later in range(max(index + 1, self._read_to), end):
+            self._ahead.submit(self._arrays, later)
+        self._read_to = max(self._read_to, end)
         return arrays
 
     def request(self, index: int, spec: TargetSpec) -> TargetRequest:
         """What the teacher is asked for step `index`."""
-        arrays = batch_arrays(self._rows(index))
+        self._read_to = max(self._read_to, index + 1)
+        arrays = self._arrays(index)
         return TargetRequest(
             spec, self.ids(index), arrays.inputs, arrays.segments, arrays.positions
         )
@@ -55,5 +59,5 @@ class StepRows:
         """Ends reading ahead."""
         self._ahead.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, index: int) -> Rows:
-        return self._reader.read(self.ids(index))
+    def _read(self, index: int) -> BatchArrays:
+        return batch_arrays(self._reader.read(self.ids(index)))
