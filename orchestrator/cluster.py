@@ -6,6 +6,7 @@ computes on the CPU.
 
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,7 @@ def simulated_cluster(
             num_cpus=head_cpus,
             temp_dir=str(ray_dir),
             include_dashboard=dashboard,
+            dashboard_port=_free_port() if dashboard else None,
             env_vars={"JAX_PLATFORMS": "cpu"},
         )
         for index in range(num_slices):
@@ -117,6 +119,13 @@ def _host_node(shape: Topology, slice_name: str, worker_id: int) -> dict[str, An
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={shape.chips_per_host}",
         },
     }
+
+
+def _free_port() -> int:
+    """Ray's own choice, 8265, may belong to another Ray on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _check_socket_length(temp_dir: Path) -> None:
