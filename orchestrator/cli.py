@@ -247,7 +247,10 @@ def submit(
     """Submits a run as a Ray job; it outlives this terminal."""
     from orchestrator.submit import submit_run
 
-    environment = json.loads(runtime_env_json or "{}")
+    try:
+        environment = json.loads(runtime_env_json or "{}")
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"is no JSON: {error}", param_hint="--runtime-env-json") from error
     sys.exit(submit_run(source, settings, address, working_dir, environment, not no_wait, console))
 
 

@@ -1,6 +1,7 @@
 """`stillhouse simulate`: a cluster of TPU slices on this machine, until Ctrl-C."""
 
 import signal
+from pathlib import Path
 
 from rich.console import Console
 
@@ -20,7 +21,7 @@ def simulate_until_interrupted(
             f"{num_slices} × {accelerator} {topology} at {cluster.address}; try\n"
             f"  RAY_AUTH_MODE=disabled stillhouse run simulated --address {cluster.address}\n"
             f"  RAY_AUTH_MODE=disabled stillhouse submit simulated --address "
-            f"{cluster.dashboard_url}\n"
+            f"{cluster.dashboard_url} --set storage={Path.cwd() / 'stillhouse-runs'}\n"
             f"Ctrl-C ends it.",
             highlight=False,
             soft_wrap=True,

@@ -2,11 +2,13 @@
 
 import asyncio
 import shlex
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from configs.load import load_config
+from workers.storage import is_local
 
 
 def submit_run(
@@ -24,9 +26,15 @@ def submit_run(
 
     Raises:
         ConfigError: the configuration is faulty; nothing is submitted.
+        ValueError: the run's storage is a relative path.
         ConnectionError: no cluster answers at `address`.
     """
-    load_config(source, settings)
+    storage = load_config(source, settings).storage
+    if is_local(storage) and not Path(storage).expanduser().is_absolute():
+        raise ValueError(
+            f"storage: {storage!r} would lie in the job's copy of the working directory, which the "
+            f"cluster throws away; give an absolute path or a URL that all of its machines reach"
+        )
     from ray.job_submission import JobSubmissionClient
 
     client = JobSubmissionClient(address)

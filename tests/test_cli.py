@@ -287,6 +287,15 @@ def test_storage_that_needs_a_package_says_which():
     assert "gcsfs" in said
 
 
+def test_a_job_is_refused_where_its_run_would_be_thrown_away():
+    address = ("--address", "http://127.0.0.1:1")
+    assert "storage: 'stillhouse-runs' would lie in the job's copy" in refused(
+        "submit", "simulated", *address
+    )
+    said = refused("submit", "simulated", *address, "--runtime-env-json", "{pip")
+    assert "--runtime-env-json: is no JSON" in said
+
+
 def test_help_names_every_command():
     shown = call("--help").stdout
     commands = ("run", "resume", "stop", "scale", "status", "log", "events", "logs", "evaluate")
