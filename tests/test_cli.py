@@ -289,7 +289,7 @@ def test_storage_that_needs_a_package_says_which():
 
 def test_a_job_is_refused_where_its_run_would_be_thrown_away():
     address = ("--address", "http://127.0.0.1:1")
-    assert "storage: 'stillhouse-runs' would lie in the job's copy" in refused(
+    assert "storage: './stillhouse-runs' would lie in the job's copy" in refused(
         "submit", "simulated", *address
     )
     said = refused("submit", "simulated", *address, "--runtime-env-json", "{pip")
