@@ -24,6 +24,12 @@ _POD_TYPE = "ray.io/tpu-pod-type"
 _TOPOLOGY = "ray.io/tpu-topology"
 
 
+# XLA's devices on one CPU share a pool of threads, one for each device unless NPROC says more, and
+# a collective holds a thread until all devices have come to it. A device may be in two collectives
+# at once, one inside a loop and one beside it; then all threads wait for devices that get none.
+_THREADS_PER_DEVICE = 4
+
+
 @dataclass(frozen=True)
 class SimulatedCluster:
     """A running local cluster; `address` is for `ray.init`, the dashboard's for jobs."""
@@ -117,6 +123,7 @@ def _host_node(shape: Topology, slice_name: str, worker_id: int) -> dict[str, An
             "TPU_ACCELERATOR_TYPE": shape.pod_type,
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={shape.chips_per_host}",
+            "NPROC": str(_THREADS_PER_DEVICE * shape.chips_per_host),
         },
     }
 
