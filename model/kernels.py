@@ -209,12 +209,16 @@ def attend_tokamax(
     """
     try:
         import tokamax  # pyright: ignore[reportMissingImports]
+        from absl import flags
     except ImportError as error:
         raise ValueError(
             "attention kernel `tokamax`, which `auto` takes on GPU, is not installed: install the "
             "extra `gpu`, or choose the kernel `blocked`"
         ) from error
 
+    # Else tokamax takes this process' command line for its own and refuses what it finds there.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
     same_B1TT = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
     return tokamax.dot_product_attention(
         q_BTNH,
