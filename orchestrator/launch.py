@@ -4,6 +4,7 @@ import os
 import socket
 import time
 import uuid
+import warnings
 from typing import Any
 
 import ray
@@ -73,6 +74,8 @@ def connect(address: str | None) -> str:
         "log_to_driver": False,
         "logging_level": "ERROR",
     }
+    # JAX, which has read the teacher by now, warns of forks; what Ray forks it executes at once.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning, "subprocess")
     if address is None:
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         ray.init(
