@@ -220,21 +220,30 @@ def _live_stalls(storage: Path, steps: int, address: str, own_core: bool) -> dic
 
 
 def _run_to_end(folder: Any, address: str, own_core: bool) -> list[dict[str, Any]]:
-    from orchestrator.history import read_events, read_steps
+    from orchestrator.history import read_steps
     from orchestrator.launch import start_controller
 
     start_controller(folder, address)
+    if own_core:
+        _give_own_core(folder)
     while folder.lease() is not None:
-        if own_core:
-            for event in read_events(folder.url):
-                if event["event"] == "host_ready":
-                    own_core = False
-                    for thread in os.listdir(f"/proc/{event['pid']}/task"):
-                        os.sched_setaffinity(int(thread), {STUDENT_CORE})
         time.sleep(0.5)
     status = folder.status() or {}
     assert status.get("state") == "finished", status.get("reason")
     return read_steps(folder.url)[WARM_UP_STEPS:]
+
+
+def _give_own_core(folder: Any) -> None:
+    """Moves the student to its core as soon as it is there."""
+    from orchestrator.history import read_events
+
+    ready: list[dict[str, Any]] = []
+    while not ready and folder.lease() is not None:
+        time.sleep(0.5)
+        ready = [event for event in read_events(folder.url) if event["event"] == "host_ready"]
+    for event in ready:
+        for thread in os.listdir(f"/proc/{event['pid']}/task"):
+            os.sched_setaffinity(int(thread), {STUDENT_CORE})
 
 
 if __name__ == "__main__":

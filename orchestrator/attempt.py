@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from configs.checks import Layout, layout
 from configs.run import ClusterConfig
 from configs.topology import slice_topology
+from orchestrator.cpu_devices import cpu_devices
 from orchestrator.fault_policy import Failure
 from orchestrator.ray_calls import start_actor
 from workers.student_host import NAMESPACE, train_loop
@@ -170,7 +171,4 @@ def _host_environment(cluster: ClusterConfig, plan: Layout) -> dict[str, str]:
     """Variables that JAX reads when it is imported, before any code of ours runs in the host."""
     if cluster.accelerator != "cpu":
         return {}
-    return {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={plan.devices_per_host}",
-    }
+    return cpu_devices(plan.devices_per_host)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.topology import Topology, slice_topology
+from orchestrator.cpu_devices import cpu_devices
 
 # The labels that Ray gives a node that is a TPU host (docs.ray.io, "Use labels to control
 # scheduling").
@@ -22,12 +23,6 @@ _SLICE_NAME = "ray.io/tpu-slice-name"
 _WORKER_ID = "ray.io/tpu-worker-id"
 _POD_TYPE = "ray.io/tpu-pod-type"
 _TOPOLOGY = "ray.io/tpu-topology"
-
-
-# XLA's devices on one CPU share a pool of threads, one for each device unless NPROC says more, and
-# a collective holds a thread until all devices have come to it. A device may be in two collectives
-# at once, one inside a loop and one beside it; then all threads wait for devices that get none.
-_THREADS_PER_DEVICE = 4
 
 
 @dataclass(frozen=True)
@@ -121,9 +116,7 @@ def _host_node(shape: Topology, slice_name: str, worker_id: int) -> dict[str, An
             "TPU_WORKER_ID": str(worker_id),
             "TPU_TOPOLOGY": shape.topology,
             "TPU_ACCELERATOR_TYPE": shape.pod_type,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={shape.chips_per_host}",
-            "NPROC": str(_THREADS_PER_DEVICE * shape.chips_per_host),
+            **cpu_devices(shape.chips_per_host),
         },
     }
 

@@ -2,9 +2,9 @@
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ["NPROC"] = "32"  # threads of XLA: why so many, `orchestrator.cluster` tells
+from orchestrator.cpu_devices import cpu_devices
+
+os.environ |= cpu_devices(8)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # tests compile more than they compute
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from configs.topology import GENERATIONS, Topology, slice_topology
 from orchestrator import cluster
 from orchestrator.cluster import simulated_cluster
+from orchestrator.cpu_devices import cpu_devices
 
 POSSIBLE = [
     (accelerator, topology)
@@ -140,3 +143,20 @@ def test_the_environment_is_whole_again_after_an_error(monkeypatch):
         raise RuntimeError
     assert os.environ["STILLHOUSE_KEPT"] == "before"
     assert "STILLHOUSE_ADDED" not in os.environ
+
+
+def test_devices_of_one_cpu_have_threads_enough_for_several_collectives_at_once():
+    program = (
+        "import jax, os\n"
+        "assert jax.device_count() == 2\n"
+        "jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))\n"
+        "tasks = os.listdir('/proc/self/task')\n"
+        "names = [open(f'/proc/self/task/{task}/comm').read() for task in tasks]\n"
+        "print(names.count('tf_XLAEigen\\n'))\n"
+    )
+    environment = {**os.environ, **cpu_devices(2)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, stdout=subprocess.PIPE
+    )
+    assert int(done.stdout) == 8
+    assert "NPROC" not in cpu_devices(1), "one device takes as many threads as there are cores"

@@ -125,7 +125,7 @@ def check_other_terminals(storage: Path, folder: RunFolder, file: Path, temp_dir
 
 
 def environment(temp_dir: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RAY_AUTH_MODE")}
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", "RAY_AUTH_MODE")}
     return {
         **kept,
         "JAX_PLATFORMS": "cpu",
