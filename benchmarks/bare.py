@@ -67,7 +67,9 @@ class InProcessSource(TargetSource):
     def __init__(self, teacher: Teacher):
         self._teacher = teacher
 
-    def ask(self, request: TargetRequest) -> Iterator[Answer]:
+    def ask(
+        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+    ) -> Iterator[Answer]:
         for chunk in self._teacher.score(request):
             yield Answer(chunk, 0.0)
 

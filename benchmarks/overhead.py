@@ -106,7 +106,7 @@ def beforehand(storage: Path, steps: int) -> None:
     from workers.cache import cache_dir, keep_compiled_programs
     from workers.rows import RowReader
     from workers.step_rows import StepRows
-    from workers.targets_protocol import TargetRequest, TargetSpec
+    from workers.targets_protocol import MIXED, TargetRequest, TargetSpec
     from workers.teacher import codec_of
 
     keep_compiled_programs()
@@ -119,7 +119,7 @@ def beforehand(storage: Path, steps: int) -> None:
     reader = RowReader.open(str(storage), job.dataset_digest, "train", cache_dir())
     rows = StepRows(reader, config, range(config.batch.rows))
     codec = codec_of(config.teacher).name
-    spec = TargetSpec(job.dataset_digest, job.teacher_digest, codec, config.seed)
+    spec = TargetSpec(job.dataset_digest, job.teacher_digest, codec, config.seed, MIXED)
     chunks = {}
     loop = []
     together = config.teacher.steps_per_request

@@ -95,7 +95,9 @@ class Beside(TargetSource):
         self._fails_every = fails_every
         self.num_chunks = 0
 
-    def ask(self, request: TargetRequest) -> Iterator[Answer]:
+    def ask(
+        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+    ) -> Iterator[Answer]:
         for chunk in self._teacher.score(request):
             yield Answer(chunk, 0.0)
             self.num_chunks += 1

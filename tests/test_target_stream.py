@@ -15,6 +15,7 @@ from workers import target_stream
 from workers.rows import RowId
 from workers.target_stream import TargetStream
 from workers.targets_protocol import (
+    MIXED,
     Answer,
     TargetChunk,
     TargetRequest,
@@ -22,7 +23,7 @@ from workers.targets_protocol import (
     TeacherUnavailableError,
 )
 
-SPEC = TargetSpec("dataset", "teacher", "codec", 0)
+SPEC = TargetSpec("dataset", "teacher", "codec", 0, MIXED)
 NUM_ROWS, CHUNK_ROWS, NUM_STEPS = 5, 2, 6
 LONG_S = 30.0
 
@@ -53,7 +54,9 @@ class Source:
         self.asked: list[tuple[RowId, ...]] = []
         self._lock = threading.Lock()
 
-    def ask(self, request: TargetRequest) -> Iterator[Answer]:
+    def ask(
+        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+    ) -> Iterator[Answer]:
         with self._lock:
             number = len(self.asked)
             self.asked.append(request.rows)
@@ -63,7 +66,7 @@ class Source:
                 raise TeacherUnavailableError("the replica died")
             part = slice(start, start + CHUNK_ROWS)
             arrays = wire_view({"half": (request.inputs[part] * 0.5).astype(np.float32)})
-            yield Answer(TargetChunk(request.rows[part], arrays, "replica", 0.0), 0.0)
+            yield Answer(TargetChunk(request.rows[part], arrays, (), "replica"), 0.0)
         if failure is not None and failure >= 0:
             raise TeacherUnavailableError("the replica died at the end")
 
@@ -113,7 +116,9 @@ def test_a_retry_asks_only_for_the_rows_that_have_not_come():
 
 def test_an_answer_that_ends_early_is_asked_again():
     class EndsEarly(Source):
-        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
             yield next(super().ask(request))
 
     retries: list = []
@@ -134,7 +139,9 @@ class Held(Source):
         self.let = threading.Semaphore(0)
         self.num_answered = 0
 
-    def ask(self, request: TargetRequest) -> Iterator[Answer]:
+    def ask(
+        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+    ) -> Iterator[Answer]:
         answers = list(super().ask(request))
         assert self.let.acquire(timeout=LONG_S)
         yield from answers
@@ -167,7 +174,9 @@ def test_steps_are_taken_in_order_whichever_answer_comes_first():
     late, arrived = threading.Event(), threading.Event()
 
     class FirstIsLate(Source):
-        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
             if request.rows[0].index == 0:
                 assert late.wait(LONG_S)
             yield from super().ask(request)
@@ -200,7 +209,9 @@ def test_a_step_is_there_before_the_rest_of_its_request():
     let = threading.Event()
 
     class Pauses(Source):
-        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
             for number, answer in enumerate(super().ask(request)):
                 assert number < 3 or let.wait(LONG_S)
                 yield answer
@@ -223,7 +234,9 @@ def test_a_failure_names_the_step_it_holds_up_and_fails_those_behind_it():
     assert [len(rows) for rows in source.asked[:3]] == [15, 9, 9]
 
     class Refuses(Source):
-        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
             yield from list(super().ask(request))[:3]
             raise ValueError("another teacher")
 
@@ -278,7 +291,9 @@ def test_a_teacher_that_answers_in_between_is_waited_for(monkeypatch):
 
 def test_a_refused_request_is_not_repeated():
     class Refuses(Source):
-        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
             with self._lock:
                 self.asked.append(request.rows)
             raise ValueError("another teacher")
@@ -294,11 +309,13 @@ def test_a_refused_request_is_not_repeated():
 
 def test_a_chunk_of_other_rows_is_an_error():
     class Confused(Source):
-        def ask(self, request: TargetRequest) -> Iterator[Answer]:
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
             return super().ask(request_of(request.rows[0].index // NUM_ROWS + 1))
 
     stream = open_stream(Confused(), prefetch_steps=1)
-    with pytest.raises(AssertionError, match="order of the rows"):
+    with pytest.raises(AssertionError, match="was not asked for"):
         stream.take(0)
     stream.close()
 

@@ -17,7 +17,7 @@ from tests.runs import VOCAB_SIZE
 from workers.checkpoint import CheckpointMeta
 from workers.jobs import TeacherJob
 from workers.rows import RowId
-from workers.targets_protocol import TargetChunk, TargetRequest, TargetSpec
+from workers.targets_protocol import MIXED, TargetChunk, TargetRequest, TargetSpec
 from workers.teacher import Teacher, codec_of
 
 NUM_ROWS, ROW_LENGTH, ROWS_PER_BATCH = 12, 32, 4
@@ -48,7 +48,7 @@ def teacher(saved: tuple[str, CheckpointMeta]) -> Teacher:
 
 
 def request(meta: CheckpointMeta, rows: list[int], seed: int = 7) -> TargetRequest:
-    spec = TargetSpec("dataset", meta.params_digest, codec_of(SETTINGS).name, seed)
+    spec = TargetSpec("dataset", meta.params_digest, codec_of(SETTINGS).name, seed, MIXED)
     names = tuple(RowId(row % 2, row) for row in rows)
     return TargetRequest(spec, names, TOKENS[rows], SEGMENTS[rows], POSITIONS[rows])
 
@@ -80,14 +80,14 @@ def test_chunks_have_the_compiled_number_of_rows_in_order(teacher, saved):
     chunks = list(teacher.score(asked))
     assert [len(chunk.rows) for chunk in chunks] == [4, 4, 2]
     assert sum((chunk.rows for chunk in chunks), ()) == asked.rows
-    assert {chunk.replica for chunk in chunks} == {"replica-1"}
+    assert {chunk.origin for chunk in chunks} == {"replica-1"}
     for chunk in chunks:
         assert all(len(array) == len(chunk.rows) for array in chunk.arrays.values())
         assert all(array.dtype.kind == "u" for array in chunk.arrays.values()), "for the wire"
-        assert chunk.score_s > 0
-    rest = list(teacher.score(asked.part(4)))
+        assert len(chunk.digests) == len(set(chunk.digests)) == len(chunk.rows)
+    rest = list(teacher.score(asked.only(range(4, 10))))
     assert bytes_by_row(rest) == bytes_by_row(chunks)[4:]
-    assert list(teacher.score(asked.part(10))) == []
+    assert list(teacher.score(asked.only([]))) == []
 
 
 def test_targets_are_the_checkpoints_probabilities(teacher, saved):

@@ -61,7 +61,9 @@ class ServeSource:
         self._app = app
         self._answer_within_s = answer_within_s
 
-    def ask(self, request: TargetRequest) -> Iterator[Answer]:
+    def ask(
+        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+    ) -> Iterator[Answer]:
         try:
             handle = serve.get_deployment_handle(DEPLOYMENT, self._app)
             response: Any = handle.options(method_name="score", stream=True).remote(request)

@@ -27,7 +27,7 @@ from workers.rows import RowReader
 from workers.step_rows import StepRows
 from workers.storage import join
 from workers.target_stream import TargetStream
-from workers.targets_protocol import TargetSource, TargetSpec
+from workers.targets_protocol import MIXED, TargetSource, TargetSpec
 from workers.teacher import codec_of
 from workers.train_step import (
     Batch,
@@ -243,7 +243,9 @@ class Student:
         job = self._job
         assert job.config.teacher is not None and job.teacher_digest is not None
         assert self._codec is not None
-        spec = TargetSpec(job.dataset_digest, job.teacher_digest, self._codec.name, job.config.seed)
+        spec = TargetSpec(
+            job.dataset_digest, job.teacher_digest, self._codec.name, job.config.seed, MIXED
+        )
 
         return TargetStream(
             source,

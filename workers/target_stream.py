@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model.targets import from_wire
+from workers.rows import RowId
 from workers.targets_protocol import (
     Answer,
     TargetRequest,
@@ -107,8 +108,8 @@ class TargetStream:
     def _fetch(self, steps: list[int], futures: list[Future[_Fetched]]) -> None:
         try:
             requests = [self._request_of(step) for step in steps]
-            sorter = _Sorter(steps, len(requests[0].rows), futures)
-            self._ask(TargetRequest.joined(requests), sorter)
+            request = TargetRequest.joined(requests)
+            self._ask(request, _Sorter(request.rows, steps, futures))
         except BaseException as error:
             for future in futures:
                 if not future.done():
@@ -118,16 +119,13 @@ class TargetStream:
         """Asks until every row has come; only for the rows that have not."""
         deadline = time.monotonic() + self._retry_for_s
         pause_s = FIRST_PAUSE_S
-        while sorter.num_rows < len(request.rows):
+        while missing := sorter.missing():
             try:
-                for answer in self._source.ask(request.part(sorter.num_rows)):
-                    first, num_rows = sorter.num_rows, len(answer.chunk.rows)
-                    expected = request.rows[first : first + num_rows]
-                    assert answer.chunk.rows == expected, "chunks come in the order of the rows"
+                for answer in self._source.ask(request.only(missing)):
                     sorter.add(answer)
                     pause_s = FIRST_PAUSE_S
                     deadline = time.monotonic() + self._retry_for_s
-                if sorter.num_rows < len(request.rows):
+                if sorter.missing():
                     raise TeacherUnavailableError("the answer ended early")
             except TeacherUnavailableError as error:
                 step = sorter.step
@@ -146,35 +144,48 @@ class _Sorter:
     """Gives each step its rows out of the chunks, which know no steps.
 
     Args:
-        steps: what was asked for, in order.
-        rows_per_step: rows of each step.
+        rows: what was asked for, each step's rows after those of the one before.
+        steps: the steps, in order, of the same number of rows each.
         futures: of the steps; each is fulfilled when its last row has come.
     """
 
     def __init__(
-        self, steps: Sequence[int], rows_per_step: int, futures: Sequence[Future[_Fetched]]
+        self,
+        rows: Sequence[RowId],
+        steps: Sequence[int],
+        futures: Sequence[Future[_Fetched]],
     ):
         self._steps, self._futures = steps, futures
-        self._rows_per_step = rows_per_step
-        self._parts: list[dict[str, np.ndarray]] = []
-        self._wire_s = 0.0
-        self.num_rows = 0
+        self._rows_per_step = len(rows) // len(steps)
+        self._places: dict[RowId, list[int]] = {}
+        for place, row in enumerate(rows):
+            self._places.setdefault(row, []).append(place)
+        self._parts: list[dict[str, np.ndarray] | None] = [None] * len(rows)
+        self._wire_s = [0.0] * len(steps)
 
     @property
     def step(self) -> int:
         """The first step that lacks rows, or the last one."""
-        return self._steps[min(self.num_rows // self._rows_per_step, len(self._steps) - 1)]
+        missing = self.missing()
+        return self._steps[missing[0] // self._rows_per_step if missing else -1]
+
+    def missing(self) -> list[int]:
+        """Places of the rows that have not come, each row's first place only."""
+        return [places[0] for places in self._places.values() if self._parts[places[0]] is None]
 
     def add(self, answer: Answer) -> None:
-        begin, end = 0, len(answer.chunk.rows)
-        while begin < end:
-            place, row = divmod(self.num_rows, self._rows_per_step)
-            until = min(end, begin + self._rows_per_step - row)
-            arrays = answer.chunk.arrays.items()
-            self._parts.append({name: array[begin:until] for name, array in arrays})
-            self._wire_s += answer.wire_s
-            self.num_rows += until - begin
-            if self.num_rows % self._rows_per_step == 0:
-                self._futures[place].set_result(_Fetched(self._parts, self._wire_s))
-                self._parts, self._wire_s = [], 0.0
-            begin = until
+        """Takes in a chunk; rows that have come already are passed over."""
+        for index, row in enumerate(answer.chunk.rows):
+            assert row in self._places, f"{row} was not asked for"
+            part = {name: array[index : index + 1] for name, array in answer.chunk.arrays.items()}
+            for place in self._places[row]:
+                if self._parts[place] is None:
+                    self._parts[place] = part
+                    self._wire_s[place // self._rows_per_step] += answer.wire_s
+                    self._finish(place // self._rows_per_step)
+
+    def _finish(self, index: int) -> None:
+        begin = index * self._rows_per_step
+        parts = [part for part in self._parts[begin : begin + self._rows_per_step] if part]
+        if len(parts) == self._rows_per_step:
+            self._futures[index].set_result(_Fetched(parts, self._wire_s[index]))

@@ -1,13 +1,18 @@
 """What a student asks of a teacher, and what comes back: plain data, no Ray, no JAX."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import xxhash
 from jaxtyping import Int32
 
 from workers.rows import RowId
+
+MIXED = "mixed"
+CACHE = "cache"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +23,28 @@ class TargetSpec:
     teacher_digest: str
     codec: str
     seed: int
+    sameness: str
+    """The class of teachers whose answers are equal bit for bit; `MIXED` promises tolerance."""
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits that name all of it."""
+        text = "\n".join(f"{name}={value}" for name, value in vars(self).items())
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def row_digest(spec: TargetSpec, row: RowId, arrays: Mapping[str, np.ndarray]) -> str:
+    """32 hex digits over one row's targets and the key that they answer to.
+
+    Args:
+        arrays: the row's own part of each wire array, without the axis of rows.
+    """
+    hasher = xxhash.xxh3_128(f"{spec.key} {row.source} {row.index}".encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        hasher.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        hasher.update(np.ascontiguousarray(array).data)
+    return hasher.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,25 +69,30 @@ class TargetRequest:
             ),
         )
 
-    def part(self, start: int) -> "TargetRequest":
-        """The request without its first `start` rows."""
+    def only(self, places: Sequence[int]) -> "TargetRequest":
+        """The request for the rows at some of its places."""
+        chosen = list(places)
         return TargetRequest(
             self.spec,
-            self.rows[start:],
-            self.inputs[start:],
-            self.segments[start:],
-            self.positions[start:],
+            tuple(self.rows[place] for place in chosen),
+            self.inputs[chosen],
+            self.segments[chosen],
+            self.positions[chosen],
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetChunk:
-    """Targets of the next rows of a request, as unsigned views ready for the wire."""
+    """Targets of some rows of a request, as unsigned views ready for the wire.
+
+    `digests` are those of `row_digest`, made where the rows were scored.
+    """
 
     rows: tuple[RowId, ...]
     arrays: dict[str, np.ndarray]
-    replica: str
-    score_s: float
+    digests: tuple[str, ...]
+    origin: str
+    """The replica that scored the rows, or `CACHE`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +111,13 @@ class TeacherUnavailableError(RuntimeError):
 class TargetSource(Protocol):
     """The one interface to teachers, whatever serves them."""
 
-    def ask(self, request: TargetRequest) -> Iterator[Answer]:
-        """Chunks in the order of the request's rows.
+    def ask(
+        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+    ) -> Iterator[Answer]:
+        """Chunks in any order; a row that is asked for twice is answered once or twice.
+
+        Args:
+            exclude: replicas that are not to be asked.
 
         Raises:
             TeacherUnavailableError: ask again, for the rows that have not come.

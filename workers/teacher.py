@@ -1,6 +1,5 @@
 """The teacher: rows of tokens in, targets out. Runs without Ray."""
 
-import time
 from collections.abc import Iterator
 
 import jax
@@ -14,7 +13,7 @@ from model.targets import Codec, make_codec, row_key, wire_view
 from model.transformer import hidden_states, unembed
 from workers.checkpoint import load_params, read_meta
 from workers.jobs import TeacherJob
-from workers.targets_protocol import TargetChunk, TargetRequest
+from workers.targets_protocol import TargetChunk, TargetRequest, row_digest
 
 
 def codec_of(config: TeacherConfig) -> Codec:
@@ -64,13 +63,12 @@ class Teacher:
         """
         self._check(request)
         starts = range(0, len(request.rows), self._num_rows)
-        pending: tuple[int, dict[str, Array], float] | None = None
+        pending: tuple[int, dict[str, Array]] | None = None
         for start in starts:
-            began = time.perf_counter()
             encoded = self._dispatch(request, start)
             if pending is not None:
                 yield self._chunk(request, *pending)
-            pending = (start, encoded, began)
+            pending = (start, encoded)
         if pending is not None:
             yield self._chunk(request, *pending)
 
@@ -87,12 +85,15 @@ class Teacher:
             np.pad(keys, padding),
         )
 
-    def _chunk(
-        self, request: TargetRequest, start: int, encoded: dict[str, Array], began: float
-    ) -> TargetChunk:
+    def _chunk(self, request: TargetRequest, start: int, encoded: dict[str, Array]) -> TargetChunk:
         rows = request.rows[start : start + self._num_rows]
         host = {name: np.asarray(array)[: len(rows)] for name, array in encoded.items()}
-        return TargetChunk(rows, wire_view(host), self._replica, time.perf_counter() - began)
+        wire = wire_view(host)
+        digests = tuple(
+            row_digest(request.spec, row, {name: array[place] for name, array in wire.items()})
+            for place, row in enumerate(rows)
+        )
+        return TargetChunk(rows, wire, digests, self._replica)
 
     def _check(self, request: TargetRequest) -> None:
         spec = request.spec
