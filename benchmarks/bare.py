@@ -57,7 +57,7 @@ def make_teacher(config: RunConfig) -> Teacher:
     """The teacher that a distilled run names, in this process."""
     assert config.teacher is not None, "a distilled run has a teacher"
     url, _ = find_checkpoint(config.teacher.checkpoint, config.storage)
-    job = TeacherJob(url, config.teacher, config.data.row_length, config.compute_dtype)
+    job = TeacherJob("unused", url, config.teacher, config.data.row_length, config.compute_dtype)
     return Teacher(job, "in-process")
 
 
@@ -66,6 +66,9 @@ class InProcessSource(TargetSource):
 
     def __init__(self, teacher: Teacher):
         self._teacher = teacher
+
+    def sameness(self) -> str:
+        return self._teacher.sameness
 
     def ask(
         self, request: TargetRequest, exclude: frozenset[str] = frozenset()

@@ -187,8 +187,11 @@ class PrecomputedReplica:
     def __init__(self, path: str):
         self._chunks = pickle.loads(Path(path).read_bytes())
 
-    async def score(self, request: Any) -> AsyncIterator[Any]:
+    async def score(self, request: Any, route: Any) -> AsyncIterator[Any]:
         yield self._chunks[request.rows]
+
+    async def sameness(self, route: Any) -> str:
+        return MIXED
 
 
 def _run_with_pool(config: RunConfig, storage: Path) -> Any:

@@ -93,6 +93,7 @@ class ControllerActor:
             return None
         assert self._config.teacher is not None and self._spec.teacher_url is not None
         job = TeacherJob(
+            storage_url=self._spec.storage_url,
             checkpoint_url=self._spec.teacher_url,
             config=self._config.teacher,
             row_length=self._config.data.row_length,

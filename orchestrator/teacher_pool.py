@@ -7,13 +7,13 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import ProxyLocation
+from ray.serve.config import ProxyLocation, RequestRouterConfig
 from ray.serve.schema import ApplicationStatus
 
 from configs.run import TeacherConfig
 from workers.jobs import TeacherJob
+from workers.serve_teacher import DEPLOYMENT, TeacherReplica
 
-DEPLOYMENT = "teacher"
 _TRIES = 10
 
 
@@ -25,7 +25,15 @@ def app_name(run_id: str) -> str:
 class TeacherPool:
     """Deploys, scales and removes the replicas; only `remove` waits."""
 
-    def __init__(self, app: str, job: TeacherJob, run_url: str, code: str):
+    def __init__(
+        self,
+        app: str,
+        job: TeacherJob,
+        run_url: str,
+        code: str,
+        replica: type[TeacherReplica] = TeacherReplica,
+    ):
+        self._replica = replica
         self._app, self._job, self._run_url, self._code = app, job, run_url, code
         self._lock = threading.Lock()
         self._wanted = 0
@@ -103,19 +111,20 @@ class TeacherPool:
         ray.get(client._controller.update_deployment_replicas.remote(deployment, replicas))
 
     def _application(self, replicas: int) -> Any:
-        from workers.serve_teacher import TeacherReplica
-
         config: TeacherConfig = self._job.config
         deployment = serve.deployment(
             name=DEPLOYMENT,
             num_replicas=replicas,
+            request_router_config=RequestRouterConfig(
+                request_router_class="workers.teacher_router:TeacherRouter"
+            ),
             # Enough for every student host to have all its prefetched steps asked for.
             max_ongoing_requests=1024,
             ray_actor_options=_actor_options(config),
             health_check_period_s=5,
-            health_check_timeout_s=30,
+            health_check_timeout_s=10,
             graceful_shutdown_timeout_s=0,
-        )(TeacherReplica)
+        )(self._replica)
         return deployment.bind(self._job, self._run_url, self._code)
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,13 @@ def test_a_failed_download_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError):
         storage.local_copy("memory://never/was", str(tmp_path / "cache"))
     assert os.listdir(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_of_several_writers_of_one_file_the_first_succeeds(tmp_path, remote):
+    url = f"memory://{uuid.uuid4().hex}/a/b" if remote else str(tmp_path / "a" / "b")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: storage.write_new(url, b"%d" % n), range(8)))
+    assert won.count(True) == 1
+    assert storage.read_bytes(url) == b"%d" % won.index(True)
+    assert storage.list_names(url.rpartition("/")[0]) == ["b"]

@@ -69,7 +69,9 @@ def teacher(storage: Path) -> tuple[Teacher, str]:
     url, meta = save_state(str(storage / "runs" / "teacher"), fresh_state(config, 5), config)
     settings = config_of(storage, "student", distilled=True).teacher
     assert settings is not None
-    return Teacher(TeacherJob(url, settings, 32, "float32"), "replica"), meta.params_digest
+    return Teacher(
+        TeacherJob("unused", url, settings, 32, "float32"), "replica"
+    ), meta.params_digest
 
 
 def job_of(
@@ -94,6 +96,9 @@ class Beside(TargetSource):
         self._teacher = teacher
         self._fails_every = fails_every
         self.num_chunks = 0
+
+    def sameness(self) -> str:
+        return self._teacher.sameness
 
     def ask(
         self, request: TargetRequest, exclude: frozenset[str] = frozenset()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from model.targets import wire_view
 from workers import target_stream
+from workers.patience import PoisonedRowError
 from workers.rows import RowId
 from workers.target_stream import TargetStream
 from workers.targets_protocol import (
@@ -54,6 +55,9 @@ class Source:
         self.asked: list[tuple[RowId, ...]] = []
         self._lock = threading.Lock()
 
+    def sameness(self) -> str:
+        return "class"
+
     def ask(
         self, request: TargetRequest, exclude: frozenset[str] = frozenset()
     ) -> Iterator[Answer]:
@@ -66,19 +70,27 @@ class Source:
                 raise TeacherUnavailableError("the replica died")
             part = slice(start, start + CHUNK_ROWS)
             arrays = wire_view({"half": (request.inputs[part] * 0.5).astype(np.float32)})
-            yield Answer(TargetChunk(request.rows[part], arrays, (), "replica"), 0.0)
+            digests = tuple(f"digest-{row.index}" for row in request.rows[part])
+            yield Answer(TargetChunk(request.rows[part], arrays, digests, "replica"), 0.0)
         if failure is not None and failure >= 0:
             raise TeacherUnavailableError("the replica died at the end")
 
 
 def open_stream(source, **changes) -> TargetStream:
-    retries = changes.pop("retries", [])
-    settings = {"prefetch_steps": 2, "steps_per_request": 1, "retry_for_s": LONG_S} | changes
+    events = changes.pop("events", [])
+    settings = {
+        "rows_per_step": NUM_ROWS,
+        "prefetch_steps": 2,
+        "steps_per_request": 1,
+        "retry_for_s": LONG_S,
+        "labels_after_s": None,
+        "blank": wire_view({"half": np.zeros((1, 2), np.float32)}),
+    } | changes
     return TargetStream(
         source,
         request_of,
         range(NUM_STEPS),
-        on_retry=lambda step, error: retries.append((step, str(error))),
+        say=lambda event, **details: events.append((event, details)),
         **settings,
     )
 
@@ -96,22 +108,23 @@ def test_a_source_that_dies_in_any_way_gives_the_same_bytes(failures, prefetch_s
         steps_per_request=data.draw(st.integers(1, prefetch_steps)),
     )
     for step in range(NUM_STEPS):
-        encoded, waited = stream.take(step)
+        encoded, has_targets, waited, ledger = stream.take(step)
         assert encoded.keys() == {"half"} and encoded["half"].dtype == np.float32
         np.testing.assert_array_equal(encoded["half"], expected_targets(step))
-        assert min(waited) >= 0
+        assert min(waited) >= 0 and has_targets.all()
+        assert ledger["from"] == {"replica": NUM_ROWS}
     stream.close()
 
 
 def test_a_retry_asks_only_for_the_rows_that_have_not_come():
-    retries: list = []
+    events: list = []
     source = Source([1, 0, None])
-    stream = open_stream(source, prefetch_steps=1, retries=retries)
+    stream = open_stream(source, prefetch_steps=1, events=events)
     stream.take(0)
     stream.close()
     rows = request_of(0).rows
     assert source.asked[:3] == [rows, rows[2:], rows[2:]]
-    assert retries == [(0, "the replica died")] * 2
+    assert events == [("teacher_retry", {"step": 1, "reason": "the replica died"})] * 2
 
 
 def test_an_answer_that_ends_early_is_asked_again():
@@ -121,14 +134,14 @@ def test_an_answer_that_ends_early_is_asked_again():
         ) -> Iterator[Answer]:
             yield next(super().ask(request))
 
-    retries: list = []
+    events: list = []
     source = EndsEarly()
-    stream = open_stream(source, prefetch_steps=1, retries=retries)
-    encoded, _ = stream.take(0)
+    stream = open_stream(source, prefetch_steps=1, events=events)
+    encoded = stream.take(0).encoded
     stream.close()
     np.testing.assert_array_equal(encoded["half"], expected_targets(0))
     assert [len(rows) for rows in source.asked[:3]] == [5, 3, 1]
-    assert len(retries) >= 2
+    assert len(events) >= 2
 
 
 class Held(Source):
@@ -187,7 +200,7 @@ def test_steps_are_taken_in_order_whichever_answer_comes_first():
     assert arrived.wait(LONG_S)
     late.set()
     for step in range(NUM_STEPS):
-        np.testing.assert_array_equal(stream.take(step)[0]["half"], expected_targets(step))
+        np.testing.assert_array_equal(stream.take(step).encoded["half"], expected_targets(step))
     stream.close()
 
 
@@ -198,7 +211,7 @@ def test_one_request_asks_for_several_steps_as_soon_as_there_is_room_for_them():
     for step, num_requests in enumerate([2, 2, 3, 3, 3, 3]):
         assert eventually(lambda n=num_requests: source.num_answered == n)
         assert len(source.asked) == num_requests
-        np.testing.assert_array_equal(stream.take(step)[0]["half"], expected_targets(step))
+        np.testing.assert_array_equal(stream.take(step).encoded["half"], expected_targets(step))
     stream.close()
     for rows in source.asked:
         first = rows[0].index // NUM_ROWS
@@ -217,20 +230,20 @@ def test_a_step_is_there_before_the_rest_of_its_request():
                 yield answer
 
     stream = open_stream(Pauses(), prefetch_steps=2, steps_per_request=2)
-    np.testing.assert_array_equal(stream.take(0)[0]["half"], expected_targets(0))
+    np.testing.assert_array_equal(stream.take(0).encoded["half"], expected_targets(0))
     let.set()
-    np.testing.assert_array_equal(stream.take(1)[0]["half"], expected_targets(1))
+    np.testing.assert_array_equal(stream.take(1).encoded["half"], expected_targets(1))
     stream.close()
 
 
 def test_a_failure_names_the_step_it_holds_up_and_fails_those_behind_it():
-    retries: list = []
+    events: list = []
     source = Source([3, 0, None])
-    stream = open_stream(source, prefetch_steps=3, steps_per_request=3, retries=retries)
+    stream = open_stream(source, prefetch_steps=3, steps_per_request=3, events=events)
     for step in range(3):
-        np.testing.assert_array_equal(stream.take(step)[0]["half"], expected_targets(step))
+        np.testing.assert_array_equal(stream.take(step).encoded["half"], expected_targets(step))
     stream.close()
-    assert [step for step, _ in retries] == [1, 1]
+    assert [details["step"] for _, details in events] == [2, 2]
     assert [len(rows) for rows in source.asked[:3]] == [15, 9, 9]
 
     class Refuses(Source):
@@ -241,7 +254,7 @@ def test_a_failure_names_the_step_it_holds_up_and_fails_those_behind_it():
             raise ValueError("another teacher")
 
     stream = open_stream(Refuses(), prefetch_steps=3, steps_per_request=3)
-    np.testing.assert_array_equal(stream.take(0)[0]["half"], expected_targets(0))
+    np.testing.assert_array_equal(stream.take(0).encoded["half"], expected_targets(0))
     for step in (1, 2):
         with pytest.raises(ValueError, match="another teacher"):
             stream.take(step)
@@ -266,9 +279,9 @@ def use_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
 
 def test_it_gives_up_when_no_teacher_answered_for_long_enough(monkeypatch):
     use_clock(monkeypatch, Clock())
-    retries: list = []
+    events: list = []
     source = Source([0] * 100)
-    stream = open_stream(source, prefetch_steps=1, retry_for_s=10.0, retries=retries)
+    stream = open_stream(source, prefetch_steps=1, retry_for_s=10.0, events=events)
     with pytest.raises(TeacherUnavailableError) as raised:
         stream.take(0)
     stream.close()
@@ -277,7 +290,7 @@ def test_it_gives_up_when_no_teacher_answered_for_long_enough(monkeypatch):
         "the last try met: the replica died"
     )
     assert len(source.asked) == 11
-    assert len(retries) == 10, "the last failure is not followed by a try"
+    assert len(events) == 10, "the last failure is not followed by a try"
 
 
 def test_a_teacher_that_answers_in_between_is_waited_for(monkeypatch):
@@ -285,7 +298,7 @@ def test_a_teacher_that_answers_in_between_is_waited_for(monkeypatch):
     monkeypatch.setattr(f"{__name__}.CHUNK_ROWS", 1)
     failures = [0] * 8 + [1] + [0] * 8 + [1] + [0] * 8 + [1] + [0] * 8
     stream = open_stream(Source(failures), prefetch_steps=1, retry_for_s=10.0)
-    np.testing.assert_array_equal(stream.take(0)[0]["half"], expected_targets(0))
+    np.testing.assert_array_equal(stream.take(0).encoded["half"], expected_targets(0))
     stream.close()
 
 
@@ -299,12 +312,12 @@ def test_a_refused_request_is_not_repeated():
             raise ValueError("another teacher")
             yield
 
-    source, retries = Refuses(), []
-    stream = open_stream(source, prefetch_steps=1, retries=retries)
+    source, events = Refuses(), []
+    stream = open_stream(source, prefetch_steps=1, events=events)
     with pytest.raises(ValueError, match="another teacher"):
         stream.take(0)
     stream.close()
-    assert len(source.asked) == 1 and retries == []
+    assert len(source.asked) == 1 and events == []
 
 
 def test_a_chunk_of_other_rows_is_an_error():
@@ -326,9 +339,118 @@ def test_closing_ends_a_stream_that_fails_on(monkeypatch):
     def threads() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if thread.name.startswith("targets")}
 
-    before, retries = threads(), []
-    stream = open_stream(Source([0] * 100), retries=retries)
-    assert eventually(lambda: len(retries) == 2)
+    before, events = threads(), []
+    stream = open_stream(Source([0] * 100), events=events)
+    assert eventually(lambda: len(events) == 2)
     stream.close()
     assert eventually(lambda: threads() <= before)
-    assert len(retries) == 2
+    assert len(events) == 2
+
+
+def ledgers(stream: TargetStream) -> list[dict]:
+    taken = [stream.take(step) for step in range(NUM_STEPS)]
+    stream.close()
+    return [step.ledger for step in taken]
+
+
+def test_the_ledger_tells_the_same_bytes_whatever_happened_on_the_way():
+    quiet = ledgers(open_stream(Source()))
+    assert ledgers(open_stream(Source([0, 1, 2, 1, 0, 1]), prefetch_steps=1)) == quiet
+    assert len({step["digest"] for step in quiet}) == NUM_STEPS
+
+
+def test_a_row_that_comes_twice_in_a_request_is_asked_for_once():
+    def same(step: int) -> TargetRequest:
+        return request_of(0)
+
+    stream = TargetStream(
+        source := Source(),
+        same,
+        range(2),
+        rows_per_step=NUM_ROWS,
+        prefetch_steps=2,
+        steps_per_request=2,
+        retry_for_s=LONG_S,
+        labels_after_s=None,
+        blank={},
+        say=lambda event, **details: None,
+    )
+    for step in range(2):
+        np.testing.assert_array_equal(stream.take(step).encoded["half"], expected_targets(0))
+    stream.close()
+    assert source.asked == [request_of(0).rows]
+
+
+class Away(Source):
+    """No teacher is left for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back = threading.Event()
+
+    def ask(
+        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+    ) -> Iterator[Answer]:
+        if request.rows[0].index >= NUM_ROWS and not self.back.is_set():
+            raise TeacherUnavailableError("there is none")
+        yield from super().ask(request)
+
+
+def test_without_a_teacher_steps_go_on_with_labels_and_with_targets_when_it_is_back():
+    events: list = []
+    source = Away()
+    stream = open_stream(source, labels_after_s=0.0, events=events)
+    assert eventually(lambda: len(source.asked) == 1)
+    taken = [stream.take(step) for step in range(4)]
+    for step in taken[1:]:
+        assert not step.has_targets.any() and step.ledger["from"] == {"labels": NUM_ROWS}
+        np.testing.assert_array_equal(step.encoded["half"], np.zeros((NUM_ROWS, 2)))
+    names = [name for name, _ in events if name != "teacher_retry"]
+    assert names == ["labels_alone"], "told once"
+    source.back.set()
+    assert eventually(lambda: ("targets_again", {}) in events)
+    stream.close()
+
+
+def test_rows_that_came_are_used_although_the_rest_is_given_up(monkeypatch):
+    class HalfAway(Source):
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
+            if request.rows[0] == request_of(0).rows[0]:
+                yield next(super().ask(request))
+                came.set()
+            raise TeacherUnavailableError("the last one is gone")
+
+    came = threading.Event()
+    stream = open_stream(HalfAway(), prefetch_steps=1, labels_after_s=0.05)
+    assert came.wait(LONG_S)
+    step = stream.take(0)
+    stream.close()
+    assert step.has_targets.tolist() == [True, True, False, False, False]
+    np.testing.assert_array_equal(step.encoded["half"][:2], expected_targets(0)[:2])
+    assert step.ledger["from"] == {"labels": 3, "replica": 2}
+
+
+def test_a_poisoned_row_is_named_and_trained_on_its_label():
+    poisoned = request_of(1).rows[3]
+
+    class Dies(Source):
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
+            harmless = [place for place, row in enumerate(request.rows) if row != poisoned]
+            yield from super().ask(request.only(harmless))
+            if len(harmless) < len(request.rows):
+                raise PoisonedRowError(poisoned, 3)
+
+    events: list = []
+    stream = open_stream(Dies(), events=events)
+    taken = [stream.take(step) for step in range(NUM_STEPS)]
+    stream.close()
+    for number, step in enumerate(taken):
+        expected = [number != 1 or place != 3 for place in range(NUM_ROWS)]
+        assert step.has_targets.tolist() == expected
+    ((name, details),) = events
+    assert name == "row_poisoned"
+    assert (details["source"], details["index"]) == poisoned

@@ -39,7 +39,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, CheckpointMeta
 
 def job(url: str, **changes: Any) -> TeacherJob:
     values = {"config": SETTINGS, "row_length": ROW_LENGTH, "compute_dtype": "float32"} | changes
-    return TeacherJob(checkpoint_url=url, **values)
+    return TeacherJob(storage_url="unused", checkpoint_url=url, **values)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
+Sums = tuple[UInt32[Array, ""], UInt32[Array, ""]]
+
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -18,7 +20,12 @@ def state_digest(tree: Any) -> str:
     so the digest is computed where the shards lie and does not depend on the mesh. A change in
     one element always changes it.
     """
-    low, high = _sums(tree)
+    return hex_digest(tree_sums(tree))
+
+
+def hex_digest(sums: Sums) -> str:
+    """The digest that `tree_sums` are of; waits for them."""
+    low, high = sums
     return f"{int(high):08x}{int(low):08x}"
 
 
@@ -30,7 +37,8 @@ def join_digests(digests: Iterable[str]) -> str:
 
 
 @jax.jit
-def _sums(tree: Any) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
+def tree_sums(tree: Any) -> Sums:
+    """The digest of a tree, still on the devices."""
     low, high = jnp.uint32(0), jnp.uint32(0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         key = jnp.uint32(zlib.crc32(_name(path).encode()))

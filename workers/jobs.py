@@ -33,6 +33,7 @@ class StudentJob:
 class TeacherJob:
     """A replica of the teacher."""
 
+    storage_url: str
     checkpoint_url: str
     config: TeacherConfig
     row_length: int

@@ -67,8 +67,7 @@ def atomic_file(url: str) -> Iterator[str]:
     fs, path = open_storage(url)
     with naming("writing", url), contextlib.ExitStack() as cleanup:
         if isinstance(fs, LocalFileSystem):
-            folder = os.path.dirname(path)
-            os.makedirs(folder, exist_ok=True)
+            folder = _folder_of(path)
         else:
             folder = cleanup.enter_context(tempfile.TemporaryDirectory())
         temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}")
@@ -103,6 +102,35 @@ def write_atomic(url: str, content: bytes) -> None:
     else:
         with naming("writing", url):
             fs.pipe_file(path, content)
+
+
+def write_new(url: str, content: bytes) -> bool:
+    """Write a whole file unless there is one: of several writers exactly one succeeds.
+
+    Returns whether it was this one.
+    """
+    fs, path = open_storage(url)
+    try:
+        if isinstance(fs, LocalFileSystem):
+            with (
+                naming("writing", url),
+                tempfile.TemporaryDirectory(prefix=".", dir=_folder_of(path)) as room,
+            ):
+                temporary = os.path.join(room, "new")
+                Path(temporary).write_bytes(content)
+                _sync(temporary)
+                os.link(temporary, path)  # unlike a rename, refuses to replace
+        else:
+            fs.pipe_file(path, content, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def _folder_of(path: str) -> str:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    return folder
 
 
 def read_bytes(url: str) -> bytes:

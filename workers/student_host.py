@@ -4,16 +4,17 @@ JAX reads its platform variables when it is imported, and Ray Train sets them an
 before it calls `train_loop`; so everything that needs JAX is imported inside.
 """
 
+import contextlib
 import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
 
-from configs.run import RunConfig
 from workers.jobs import StudentJob
 
 if TYPE_CHECKING:
@@ -74,13 +75,22 @@ class Heartbeat:
                 _log.info("The controller does not answer: %s", error)
 
 
-def _source(app: str, config: RunConfig) -> "TargetSource | None":
-    from workers.serve_teacher import ServeSource
+@contextlib.contextmanager
+def _source(app: str, job: StudentJob, host: int) -> "Iterator[TargetSource | None]":
+    from workers.asking import PatientSource
+    from workers.record import EventWriter
+    from workers.serve_teacher import ServeReplicas
 
-    if not config.distilled:
-        return None
-    assert config.teacher is not None, "checked with the configuration"
-    return ServeSource(app, config.teacher.answer_within_s)
+    if not job.config.distilled:
+        yield None
+        return
+    assert job.config.teacher is not None, "checked with the configuration"
+    events = EventWriter(job.run_url, f"asking-a{job.attempt:04d}-h{host:04d}")
+    try:
+        replicas = ServeReplicas(app, job.config.teacher.answer_within_s)
+        yield PatientSource(replicas, events.say)
+    finally:
+        events.close()
 
 
 def train_loop(payload: dict[str, Any]) -> None:
@@ -99,12 +109,12 @@ def train_loop(payload: dict[str, Any]) -> None:
     host = jax.process_index()
     handler = LogSegments(job.run_url, f"student-a{job.attempt:04d}-h{host:04d}")
     logging.getLogger().addHandler(handler)
-    source = _source(payload["app"], job.config)
     heartbeat = Heartbeat(payload["run_id"], job.attempt) if host == 0 else None
     hooks = Hooks(heartbeat.signal, heartbeat.progress) if heartbeat else Hooks()
     began = time.time()
     try:
-        finish = train(job, source, hooks)
+        with _source(payload["app"], job, host) as source:
+            finish = train(job, source, hooks)
     except Exception:
         _log.exception("Host %d failed", host)
         raise

@@ -3,21 +3,18 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from model.targets import from_wire
-from workers.rows import RowId
-from workers.targets_protocol import (
-    Answer,
-    TargetRequest,
-    TargetSource,
-    TeacherUnavailableError,
-)
+from workers.patience import PoisonedRowError
+from workers.step_sorter import Fetched, StepSorter
+from workers.targets_protocol import TargetRequest, TargetSource, TeacherUnavailableError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 
@@ -30,11 +27,21 @@ class Waited(NamedTuple):
     decode_s: float
 
 
-class _Fetched(NamedTuple):
-    """One step's targets, as they came over the wire."""
+class StepTargets(NamedTuple):
+    """What the teacher says about one step's rows, in the request's order."""
 
-    parts: list[dict[str, np.ndarray]]
-    wire_s: float
+    encoded: dict[str, np.ndarray]
+    has_targets: Bool[np.ndarray, " B"]
+    """False where a row is to be trained on its labels alone; `encoded` holds zeros there."""
+    waited: Waited
+    ledger: dict[str, object]
+
+
+class _Pending(NamedTuple):
+    """A step that was asked for, and who sorts its rows, as soon as the request is made."""
+
+    targets: Future[Fetched]
+    sorter: Future[StepSorter]
 
 
 class TargetStream:
@@ -42,12 +49,15 @@ class TargetStream:
 
     Args:
         source: the teachers.
-        request_of: the request of a step, of the same number of rows for each; a pure function.
+        request_of: the request of a step, for `rows_per_step` rows; a pure function.
         steps: the steps to come, in order.
         prefetch_steps: most steps that are asked for and not yet taken.
         steps_per_request: steps that one request asks for, at most `prefetch_steps`.
         retry_for_s: how long a request is repeated without an answer before it fails.
-        on_retry: told each failure that is followed by another try, and the step it held up.
+        labels_after_s: how long after the last answer a step that waits goes on with its labels
+            in place of the rows that have not come; None: never.
+        blank: zeros in the form of one row's wire arrays, [1, ...] each.
+        say: told what happens, as an event's name and details.
     """
 
     def __init__(
@@ -56,136 +66,131 @@ class TargetStream:
         request_of: Callable[[int], TargetRequest],
         steps: range,
         *,
+        rows_per_step: int,
         prefetch_steps: int,
         steps_per_request: int,
         retry_for_s: float,
-        on_retry: Callable[[int, Exception], None],
+        labels_after_s: float | None,
+        blank: dict[str, np.ndarray],
+        say: Callable[..., None],
     ):
         self._source = source
         self._request_of = request_of
+        self._rows_per_step = rows_per_step
         self._prefetch_steps, self._steps_per_request = prefetch_steps, steps_per_request
-        self._retry_for_s = retry_for_s
-        self._on_retry = on_retry
+        self._retry_for_s, self._labels_after_s = retry_for_s, labels_after_s
+        self._blank = blank
+        self._say = say
+        self._answered_at = time.monotonic()
+        self._away = False
+        self._taken = steps.start - 1
         self._closed = threading.Event()
         num_requests = math.ceil(prefetch_steps / steps_per_request)
         self._pool = ThreadPoolExecutor(num_requests, thread_name_prefix="targets")
-        self._pending: dict[int, Future[_Fetched]] = {}
+        self._pending: dict[int, _Pending] = {}
         self._next = iter(steps)
         for _ in range(num_requests):
             self._ask_ahead()
 
-    def take(self, step: int) -> tuple[dict[str, np.ndarray], Waited]:
-        """The encoded targets of `step`, rows in the request's order; steps come in order.
+    def take(self, step: int) -> StepTargets:
+        """The targets of `step`; steps come in order.
 
         Raises:
             TeacherUnavailableError: no teacher answered within `retry_for_s`.
             ValueError: the pool refuses the request.
         """
         began = time.perf_counter()
-        fetched = self._pending.pop(step).result()
+        fetched = self._wait_for(step)
+        self._taken = step
         waited_s = time.perf_counter() - began
         self._ask_ahead()
         wire_s = min(waited_s, fetched.wire_s)
         began = time.perf_counter()
-        parts = [from_wire(part) for part in fetched.parts]
+        parts = [from_wire(row.arrays if row else self._blank) for row in fetched.rows]
         encoded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return encoded, Waited(waited_s - wire_s, wire_s, time.perf_counter() - began)
+        has_targets = np.array([row is not None for row in fetched.rows])
+        waited = Waited(waited_s - wire_s, wire_s, time.perf_counter() - began)
+        return StepTargets(encoded, has_targets, waited, fetched.ledger())
 
     def close(self) -> None:
         """Ends asking; what is on its way is dropped."""
         self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _wait_for(self, step: int) -> Fetched:
+        future, sorter = self._pending.pop(step)
+        if self._labels_after_s is None:
+            return future.result()
+        while True:
+            left_s = self._answered_at + self._labels_after_s - time.monotonic()
+            try:
+                return future.result(timeout=max(left_s, 0))
+            except TimeoutError:
+                if time.monotonic() < self._answered_at + self._labels_after_s:
+                    continue  # an answer came meanwhile, if not to this step
+                if not self._away:
+                    self._away = True
+                    self._say("labels_alone", step=step + 1, after_s=self._labels_after_s)
+                if not sorter.done():  # all threads still wait for answers to earlier steps
+                    return Fetched([None] * self._rows_per_step, 0.0)
+                sorter.result().give_up_step(step)
+
     def _ask_ahead(self) -> None:
         """Asks for the next steps as soon as there is room for a whole request."""
         if len(self._pending) + self._steps_per_request > self._prefetch_steps:
             return
         if steps := list(islice(self._next, self._steps_per_request)):
-            futures = [Future[_Fetched]() for _ in steps]
-            self._pending |= zip(steps, futures, strict=True)
-            self._pool.submit(self._fetch, steps, futures)
+            sorter: Future[StepSorter] = Future()
+            futures = [Future[Fetched]() for _ in steps]
+            pending = (_Pending(future, sorter) for future in futures)
+            self._pending |= zip(steps, pending, strict=True)
+            self._pool.submit(self._fetch, steps, futures, sorter)
 
-    def _fetch(self, steps: list[int], futures: list[Future[_Fetched]]) -> None:
+    def _fetch(
+        self, steps: list[int], futures: list[Future[Fetched]], made: Future[StepSorter]
+    ) -> None:
+        if steps[-1] <= self._taken:
+            return
         try:
-            requests = [self._request_of(step) for step in steps]
-            request = TargetRequest.joined(requests)
-            self._ask(request, _Sorter(request.rows, steps, futures))
+            request = TargetRequest.joined([self._request_of(step) for step in steps])
+            sorter = StepSorter(request.rows, steps, futures)
+            made.set_result(sorter)
+            self._ask(request, sorter)
         except BaseException as error:
-            for future in futures:
+            for future in [made, *futures]:
                 if not future.done():
                     future.set_exception(error)
 
-    def _ask(self, request: TargetRequest, sorter: "_Sorter") -> None:
-        """Asks until every row has come; only for the rows that have not."""
+    def _ask(self, request: TargetRequest, sorter: StepSorter) -> None:
+        """Asks until every row has come or is given up; only for the rows that have not."""
         deadline = time.monotonic() + self._retry_for_s
         pause_s = FIRST_PAUSE_S
         while missing := sorter.missing():
             try:
                 for answer in self._source.ask(request.only(missing)):
+                    self._answered()
                     sorter.add(answer)
                     pause_s = FIRST_PAUSE_S
                     deadline = time.monotonic() + self._retry_for_s
                 if sorter.missing():
                     raise TeacherUnavailableError("the answer ended early")
+            except PoisonedRowError as error:
+                self._say("row_poisoned", **error.row._asdict(), reason=str(error))
+                sorter.give_up(error.row)
             except TeacherUnavailableError as error:
                 step = sorter.step
-                if time.monotonic() > deadline:
+                if self._labels_after_s is None and time.monotonic() > deadline:
                     raise TeacherUnavailableError(
                         f"No teacher answered for step {step + 1} within {self._retry_for_s:.0f} s "
                         f"(teacher.retry_for_s); the last try met: {error}"
                     ) from error
-                self._on_retry(step, error)
+                self._say("teacher_retry", step=step + 1, reason=str(error))
                 if self._closed.wait(pause_s):
                     raise
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-
-class _Sorter:
-    """Gives each step its rows out of the chunks, which know no steps.
-
-    Args:
-        rows: what was asked for, each step's rows after those of the one before.
-        steps: the steps, in order, of the same number of rows each.
-        futures: of the steps; each is fulfilled when its last row has come.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[RowId],
-        steps: Sequence[int],
-        futures: Sequence[Future[_Fetched]],
-    ):
-        self._steps, self._futures = steps, futures
-        self._rows_per_step = len(rows) // len(steps)
-        self._places: dict[RowId, list[int]] = {}
-        for place, row in enumerate(rows):
-            self._places.setdefault(row, []).append(place)
-        self._parts: list[dict[str, np.ndarray] | None] = [None] * len(rows)
-        self._wire_s = [0.0] * len(steps)
-
-    @property
-    def step(self) -> int:
-        """The first step that lacks rows, or the last one."""
-        missing = self.missing()
-        return self._steps[missing[0] // self._rows_per_step if missing else -1]
-
-    def missing(self) -> list[int]:
-        """Places of the rows that have not come, each row's first place only."""
-        return [places[0] for places in self._places.values() if self._parts[places[0]] is None]
-
-    def add(self, answer: Answer) -> None:
-        """Takes in a chunk; rows that have come already are passed over."""
-        for index, row in enumerate(answer.chunk.rows):
-            assert row in self._places, f"{row} was not asked for"
-            part = {name: array[index : index + 1] for name, array in answer.chunk.arrays.items()}
-            for place in self._places[row]:
-                if self._parts[place] is None:
-                    self._parts[place] = part
-                    self._wire_s[place // self._rows_per_step] += answer.wire_s
-                    self._finish(place // self._rows_per_step)
-
-    def _finish(self, index: int) -> None:
-        begin = index * self._rows_per_step
-        parts = [part for part in self._parts[begin : begin + self._rows_per_step] if part]
-        if len(parts) == self._rows_per_step:
-            self._futures[index].set_result(_Fetched(parts, self._wire_s[index]))
+    def _answered(self) -> None:
+        self._answered_at = time.monotonic()
+        if self._away:
+            self._away = False
+            self._say("targets_again")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import xxhash
@@ -49,13 +49,17 @@ def row_digest(spec: TargetSpec, row: RowId, arrays: Mapping[str, np.ndarray]) -
 
 @dataclasses.dataclass(frozen=True)
 class TargetRequest:
-    """Rows to score, in order. Asking twice gives the same bytes."""
+    """Rows to score. Asking twice gives the same bytes."""
 
     spec: TargetSpec
     rows: tuple[RowId, ...]
     inputs: Int32[np.ndarray, "B T"]
     segments: Int32[np.ndarray, "B T"]
     positions: Int32[np.ndarray, "B T"]
+    student: str = ""
+    """Who asks; students that share a pool get equal shares of it."""
+    alone: bool = False
+    """Each row is to be scored without neighbours: one of them may bring the replica down."""
 
     @classmethod
     def joined(cls, requests: "Sequence[TargetRequest]") -> "TargetRequest":
@@ -67,18 +71,33 @@ class TargetRequest:
                 np.concatenate([getattr(request, name) for request in requests])
                 for name in ("inputs", "segments", "positions")
             ),
+            student=requests[0].student,
         )
 
     def only(self, places: Sequence[int]) -> "TargetRequest":
         """The request for the rows at some of its places."""
         chosen = list(places)
-        return TargetRequest(
-            self.spec,
-            tuple(self.rows[place] for place in chosen),
-            self.inputs[chosen],
-            self.segments[chosen],
-            self.positions[chosen],
+        return dataclasses.replace(
+            self,
+            rows=tuple(self.rows[place] for place in chosen),
+            inputs=self.inputs[chosen],
+            segments=self.segments[chosen],
+            positions=self.positions[chosen],
         )
+
+
+class Row(NamedTuple):
+    """One row of a request."""
+
+    request: TargetRequest
+    place: int
+
+
+class Scored(NamedTuple):
+    """Targets of a batch of rows: wire arrays with the rows as first axis, and their digests."""
+
+    arrays: dict[str, np.ndarray]
+    digests: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +112,8 @@ class TargetChunk:
     digests: tuple[str, ...]
     origin: str
     """The replica that scored the rows, or `CACHE`."""
+    busy_s: float = 0.0
+    """Seconds that the rows took of the replica's device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +125,33 @@ class Answer:
 
 
 class TeacherUnavailableError(RuntimeError):
-    """No answer this time: the replica died or there is none. Asking again may help."""
+    """No answer this time: the replica died or there is none. Asking again may help.
+
+    Args:
+        replica: the one that was asked, where it is known.
+        died: whether it went down with the request.
+    """
+
+    def __init__(self, message: str, replica: str | None = None, died: bool = False):
+        super().__init__(message)
+        self.replica, self.died = replica, died
+
+
+class WrongTeacherError(RuntimeError):
+    """A replica that gives other answers than its like; what it said last is not to be used."""
 
 
 @runtime_checkable
 class TargetSource(Protocol):
     """The one interface to teachers, whatever serves them."""
+
+    def sameness(self) -> str:
+        """The class of the teachers that answer now.
+
+        Raises:
+            TeacherUnavailableError: there is none yet; ask again.
+        """
+        ...
 
     def ask(
         self, request: TargetRequest, exclude: frozenset[str] = frozenset()

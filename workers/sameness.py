@@ -1,0 +1,64 @@
+"""Which teachers give answers that are equal bit for bit, and how a run comes to use one kind."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jaxlib
+
+from workers.storage import join, read_json, write_new
+
+
+def sameness_class(shape: tuple[int, ...], compute_dtype: str) -> str:
+    """Names the kind of device, its software, and what else decides the last bits.
+
+    Args:
+        shape: [rows, tokens] of the compiled batch.
+    """
+    device = jax.local_devices()[0]
+    parts = [
+        device.device_kind.replace(" ", "-"),
+        _cpu_kind() if device.platform == "cpu" else device.client.platform_version,
+        f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
+        compute_dtype,
+        "x".join(map(str, shape)),
+    ]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+    return f"{parts[0].lower()}-{parts[-1]}-{digest}"
+
+
+def _cpu_kind() -> str:
+    """XLA divides its work by threads and caches, and compiles for the instructions at hand."""
+    affine = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if affine else os.cpu_count()
+    threads = os.environ.get("NPROC") or cores
+    told = Path("/proc/cpuinfo")
+    if not told.exists():
+        return f"{platform.machine()} {platform.processor()} {threads} threads"
+    lines = told.read_text().partition("\n\n")[0].splitlines()
+    kept = ("vendor_id", "cpu family", "model", "model name", "cache size", "flags")
+    fields = (line.partition(":") for line in lines)
+    known = sorted(
+        f"{name.strip()}={value.strip()}" for name, _, value in fields if name.strip() in kept
+    )
+    return f"{platform.machine()} {known} {threads} threads"
+
+
+def agreed_sameness(run_url: str, offered: Callable[[], str]) -> str:
+    """The class that all targets of a run come from, on every host and in every attempt.
+
+    It is what the pool offered to whoever asked first.
+
+    Args:
+        offered: asks the pool; called only while nothing is agreed on.
+    """
+    url = join(run_url, "sameness.json")
+    try:
+        return read_json(url)["sameness"]
+    except FileNotFoundError:
+        write_new(url, json.dumps({"sameness": offered()}).encode())
+    return read_json(url)["sameness"]
