@@ -22,12 +22,13 @@ from workers.targets_protocol import (
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 
 
-class Waited(NamedTuple):
-    """The student's wait for one step's targets, by cause."""
+class Cost(NamedTuple):
+    """What one step's targets cost: the student's wait, by cause, and the teachers' time."""
 
     teacher_s: float
     wire_s: float
     decode_s: float
+    busy_s: float
 
 
 class _Fetched(NamedTuple):
@@ -35,6 +36,7 @@ class _Fetched(NamedTuple):
 
     parts: list[dict[str, np.ndarray]]
     wire_s: float
+    busy_s: float
 
 
 class TargetStream:
@@ -74,7 +76,11 @@ class TargetStream:
         for _ in range(num_requests):
             self._ask_ahead()
 
-    def take(self, step: int) -> tuple[dict[str, np.ndarray], Waited]:
+    def is_here(self, step: int) -> bool:
+        """Whether `take` would return at once."""
+        return self._pending[step].done()
+
+    def take(self, step: int) -> tuple[dict[str, np.ndarray], Cost]:
         """The encoded targets of `step`, rows in the request's order; steps come in order.
 
         Raises:
@@ -89,7 +95,8 @@ class TargetStream:
         began = time.perf_counter()
         parts = [from_wire(part) for part in fetched.parts]
         encoded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return encoded, Waited(waited_s - wire_s, wire_s, time.perf_counter() - began)
+        decode_s = time.perf_counter() - began
+        return encoded, Cost(waited_s - wire_s, wire_s, decode_s, fetched.busy_s)
 
     def close(self) -> None:
         """Ends asking; what is on its way is dropped."""
@@ -162,6 +169,7 @@ class _Sorter:
             self._places.setdefault(row, []).append(place)
         self._parts: list[dict[str, np.ndarray] | None] = [None] * len(rows)
         self._wire_s = [0.0] * len(steps)
+        self._busy_s = [0.0] * len(steps)
 
     @property
     def step(self) -> int:
@@ -175,17 +183,24 @@ class _Sorter:
 
     def add(self, answer: Answer) -> None:
         """Takes in a chunk; rows that have come already are passed over."""
-        for index, row in enumerate(answer.chunk.rows):
+        chunk = answer.chunk
+        for index, row in enumerate(chunk.rows):
             assert row in self._places, f"{row} was not asked for"
-            part = {name: array[index : index + 1] for name, array in answer.chunk.arrays.items()}
-            for place in self._places[row]:
-                if self._parts[place] is None:
-                    self._parts[place] = part
-                    self._wire_s[place // self._rows_per_step] += answer.wire_s
-                    self._finish(place // self._rows_per_step)
+            places = self._places[row]
+            if self._parts[places[0]] is not None:
+                continue
+            part = {name: array[index : index + 1] for name, array in chunk.arrays.items()}
+            first = places[0] // self._rows_per_step
+            self._wire_s[first] += answer.wire_s / len(chunk.rows)
+            self._busy_s[first] += chunk.busy_s / len(chunk.rows)
+            for place in places:
+                self._parts[place] = part
+                self._finish(place // self._rows_per_step)
 
     def _finish(self, index: int) -> None:
         begin = index * self._rows_per_step
         parts = [part for part in self._parts[begin : begin + self._rows_per_step] if part]
         if len(parts) == self._rows_per_step:
-            self._futures[index].set_result(_Fetched(parts, self._wire_s[index]))
+            self._futures[index].set_result(
+                _Fetched(parts, self._wire_s[index], self._busy_s[index])
+            )

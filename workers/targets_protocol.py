@@ -93,6 +93,8 @@ class TargetChunk:
     digests: tuple[str, ...]
     origin: str
     """The replica that scored the rows, or `CACHE`."""
+    busy_s: float = 0.0
+    """How long these rows kept the replica busy; 0 where nothing was scored."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The teacher: rows of tokens in, targets out. Runs without Ray."""
 
+import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,14 @@ def codec_of(config: TeacherConfig) -> Codec:
     return make_codec(values.pop("kind"), **values)
 
 
+class _Dispatched(NamedTuple):
+    """Rows that are on the device."""
+
+    start: int
+    encoded: dict[str, Array]
+    at_s: float
+
+
 class Teacher:
     """Scores rows in one compiled shape, so that a row's targets do not depend on its neighbours.
 
@@ -40,6 +50,7 @@ class Teacher:
                 f"data.row_length {job.row_length} is longer than the teacher's context of "
                 f"{model.context_length} tokens; use shorter rows or another teacher"
             )
+        self._free_at_s = 0.0
         how = Execution(job.compute_dtype)
 
         def score(
@@ -63,20 +74,21 @@ class Teacher:
         """
         self._check(request)
         starts = range(0, len(request.rows), self._num_rows)
-        pending: tuple[int, dict[str, Array]] | None = None
+        pending: _Dispatched | None = None
         for start in starts:
-            encoded = self._dispatch(request, start)
+            dispatched = self._dispatch(request, start)
             if pending is not None:
-                yield self._chunk(request, *pending)
-            pending = (start, encoded)
+                yield self._chunk(request, pending)
+            pending = dispatched
         if pending is not None:
-            yield self._chunk(request, *pending)
+            yield self._chunk(request, pending)
 
-    def _dispatch(self, request: TargetRequest, start: int) -> dict[str, Array]:
+    def _dispatch(self, request: TargetRequest, start: int) -> _Dispatched:
+        at_s = time.perf_counter()
         rows = request.rows[start : start + self._num_rows]
         padding = ((0, self._num_rows - len(rows)), (0, 0))
         keys = np.stack([row_key(request.spec.seed, row.source, row.index) for row in rows])
-        return self._score(
+        encoded = self._score(
             self._params,
             *(
                 np.pad(array[start : start + len(rows)], padding)
@@ -84,16 +96,19 @@ class Teacher:
             ),
             np.pad(keys, padding),
         )
+        return _Dispatched(start, encoded, at_s)
 
-    def _chunk(self, request: TargetRequest, start: int, encoded: dict[str, Array]) -> TargetChunk:
-        rows = request.rows[start : start + self._num_rows]
-        host = {name: np.asarray(array)[: len(rows)] for name, array in encoded.items()}
+    def _chunk(self, request: TargetRequest, batch: _Dispatched) -> TargetChunk:
+        rows = request.rows[batch.start : batch.start + self._num_rows]
+        host = {name: np.asarray(array)[: len(rows)] for name, array in batch.encoded.items()}
         wire = wire_view(host)
         digests = tuple(
             row_digest(request.spec, row, {name: array[place] for name, array in wire.items()})
             for place, row in enumerate(rows)
         )
-        return TargetChunk(rows, wire, digests, self._replica)
+        # With the work on the host: a replica that is always asked is busy all the time.
+        began_s, self._free_at_s = max(batch.at_s, self._free_at_s), time.perf_counter()
+        return TargetChunk(rows, wire, digests, self._replica, self._free_at_s - began_s)
 
     def _check(self, request: TargetRequest) -> None:
         spec = request.spec
