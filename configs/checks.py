@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.fault import NO_VALUE, Fault
-from configs.run import RunConfig
+from configs.run import RunConfig, TeacherConfig
 from configs.topology import slice_topology
 
 # Dims of the student that a mesh axis divides (`AXIS_RULES` and `PARAM_AXES` of model/sharding.py,
@@ -207,6 +207,7 @@ def _objective_faults(config: RunConfig) -> Iterator[Fault]:
             yield Fault(f"objective.{name}", weight, message, ("objective.kind",))
     if teacher is None:
         return
+    yield from _replica_faults(teacher)
     if teacher.steps_per_request > teacher.prefetch_steps:
         message = f"is more than teacher.prefetch_steps, {teacher.prefetch_steps}; ask for fewer"
         involved = ("teacher.prefetch_steps",)
@@ -218,6 +219,21 @@ def _objective_faults(config: RunConfig) -> Iterator[Fault]:
         message = f"is more than the vocabulary of {config.model.vocab_size} tokens"
         involved = ("model.vocab_size", "model.preset")
         yield Fault("teacher.codec.k", teacher.codec.k, message, involved)
+
+
+def _replica_faults(teacher: TeacherConfig) -> Iterator[Fault]:
+    low, high = teacher.min_replicas, teacher.max_replicas
+    if high is None:
+        if low != 1:
+            message = "has no effect without teacher.max_replicas; set that too, or leave it out"
+            yield Fault("teacher.min_replicas", low, message, ("teacher.max_replicas",))
+    elif low > high:
+        message = f"is more than teacher.max_replicas, {high}; lower it, or raise that"
+        yield Fault("teacher.min_replicas", low, message, ("teacher.max_replicas",))
+    elif not low <= teacher.replicas <= high:
+        message = f"should lie between teacher.min_replicas and max_replicas, {low} and {high}"
+        involved = ("teacher.min_replicas", "teacher.max_replicas")
+        yield Fault("teacher.replicas", teacher.replicas, message, involved)
 
 
 def _schedule_faults(config: RunConfig) -> Iterator[Fault]:

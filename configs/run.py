@@ -65,6 +65,15 @@ class TeacherConfig(Section):
     checkpoint: str = Field(description="The teacher's weights: `RUN`, `RUN@STEP` or a path.")
     codec: CodecConfig = Field(default=CodecConfig(), description="How targets are encoded.")
     replicas: int = changeable(1, ge=1, description="Copies of the teacher that serve targets.")
+    min_replicas: int = changeable(
+        1, ge=1, description="The fewest copies, where their number follows the need."
+    )
+    max_replicas: int | None = changeable(
+        None,
+        ge=1,
+        description="The most copies: their number follows the need, as the student's waits and "
+        "the replicas' busy time show it. Unset, it stays at `replicas`.",
+    )
     rows_per_batch: int = Field(
         default=8, ge=1, description="Rows a replica scores at once; its one compiled shape."
     )

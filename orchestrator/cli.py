@@ -11,7 +11,7 @@ from rich.console import Console
 from configs.load import ConfigError, load_config
 from configs.run import RecipeConfig, RunConfig
 from orchestrator import cli_checkpoints, history
-from orchestrator.cli_options import storage_option
+from orchestrator.cli_options import NumTeachers, storage_option
 from orchestrator.run_folder import RunFolder, absolute, list_runs
 
 console = Console()
@@ -127,15 +127,27 @@ def stop(run: str, storage: str, wait: bool) -> None:
 
 @main.command()
 @_run
-@click.option("--teachers", type=click.IntRange(min=1), required=True, help="Teacher replicas.")
+@click.option(
+    "--teachers",
+    type=NumTeachers(),
+    required=True,
+    help="So many replicas from now on; `auto`: as many as the run needs.",
+)
 @storage_option
-def scale(run: str, teachers: int, storage: str) -> None:
+def scale(run: str, teachers: int | str, storage: str) -> None:
     """Changes the number of teachers while the run goes on."""
     folder = _running(storage, run)
-    if not folder.config().distilled:
+    config = folder.config()
+    if not config.distilled or config.teacher is None:
         raise ValueError(f"{run} is not distilled: it has no teachers")
+    if teachers == "auto" and config.teacher.max_replicas is None:
+        raise ValueError(
+            f"{run} has no teacher.max_replicas to scale up to: stop it, and "
+            f"`stillhouse resume {run} --set teacher.max_replicas=…`"
+        )
     folder.send({"kind": "scale", "teachers": teachers})
-    console.print(f"{run} is asked to go to {teachers} teachers", highlight=False)
+    aim = "as many teachers as it needs" if teachers == "auto" else f"{teachers} teachers"
+    console.print(f"{run} is asked to go to {aim}", highlight=False)
 
 
 @main.command()

@@ -1,5 +1,7 @@
 """Options that commands of several modules take."""
 
+from typing import Any
+
 import click
 
 storage_option = click.option(
@@ -9,3 +11,17 @@ storage_option = click.option(
     show_default=True,
     help="Folder or URL that holds the runs.",
 )
+
+
+class NumTeachers(click.IntRange):
+    """A number from 1, or `auto`."""
+
+    name = "N|auto"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        return "auto" if value == "auto" else super().convert(value, param, ctx)

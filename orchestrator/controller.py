@@ -7,6 +7,7 @@ actor in `orchestrator.controller_actor` feeds it and carries out what it says.
 import dataclasses
 from typing import Any
 
+from configs.checks import layout
 from configs.run import RunConfig
 from orchestrator.catalogue import steps_to_delete
 from orchestrator.fault_policy import FaultKind, GiveUp, cause, decide
@@ -23,6 +24,7 @@ from orchestrator.run_state import (
     EvaluationFailed,
     Event,
     KillAttempt,
+    Observed,
     Prepared,
     Release,
     Say,
@@ -35,6 +37,7 @@ from orchestrator.run_state import (
     StopAsked,
     Ticked,
 )
+from orchestrator.teacher_scaling import Bounds, Window, judge
 
 MAX_WAITING_EVALUATIONS = 8
 STOP_WITHIN_S = 60.0
@@ -64,6 +67,7 @@ class Controller:
             EvaluationFailed: self._on_evaluation_failed,
             StopAsked: self._on_stop,
             ScaleAsked: self._on_scale,
+            Observed: self._on_observed,
             Ticked: lambda event, now_s: None,
         }
         handlers[type(event)](event, now_s)
@@ -157,10 +161,34 @@ class Controller:
             self._end(State.STOPPED, "stopped on request")
 
     def _on_scale(self, event: ScaleAsked, now_s: float) -> None:
-        self._say("scaled", teachers=event.teachers, before=self.snapshot.teachers)
-        self._set(teachers=event.teachers)
-        if self.snapshot.facts is not None:
-            self._actions.append(SetTeachers(event.teachers))
+        now = self.snapshot
+        by_hand = event.teachers is not None
+        self._set(scaling=dataclasses.replace(now.scaling.changed(now_s), by_hand=by_hand))
+        teachers, reason = event.teachers, "by hand"
+        if teachers is None:
+            bounds = self._bounds()
+            teachers = bounds.clip(now.teachers) if bounds else now.teachers
+            reason = "as many as are needed, from now on"
+        self._scale(teachers, reason)
+
+    def _on_observed(self, event: Observed, now_s: float) -> None:
+        now = self.snapshot
+        if event.attempt != now.attempt or now.state is not State.TRAINING:
+            return
+        num_hosts = layout(self._config).num_hosts
+        window = Window.of(event.steps, num_hosts, now.teachers, event.serving)
+        verdict = judge(now.scaling, window, now.teachers, self._bounds(), now_s)
+        self._set(scaling=verdict.scaling)
+        seen = {
+            "stall_share": round(window.stall_share, 4),
+            "utilisation": round(window.utilisation, 4),
+            "needed": verdict.scaling.needed,
+        }
+        if verdict.stall_before is not None:
+            before = round(verdict.stall_before, 4)
+            self._say("scaling_effect", teachers=now.teachers, stall_share_before=before, **seen)
+        if verdict.teachers != now.teachers:
+            self._scale(verdict.teachers, verdict.reason, **seen)
 
     def _advance(self, now_s: float) -> None:
         now = self.snapshot
@@ -180,6 +208,20 @@ class Controller:
         """Whether an attempt is the one under way; what others still say is of the past."""
         under_way = (State.STARTING, State.TRAINING, State.STOPPING)
         return attempt == self.snapshot.attempt and self.snapshot.state in under_way
+
+    def _bounds(self) -> Bounds | None:
+        """Between which the number of teachers follows the need; None where it stays."""
+        teacher = self._config.teacher
+        if teacher is None or teacher.max_replicas is None or self.snapshot.scaling.by_hand:
+            return None
+        return Bounds(teacher.min_replicas, teacher.max_replicas)
+
+    def _scale(self, teachers: int, reason: str, **seen: Any) -> None:
+        before = self.snapshot.teachers
+        self._say("scaled", teachers=teachers, before=before, reason=reason, **seen)
+        self._set(teachers=teachers)
+        if self.snapshot.facts is not None:
+            self._actions.append(SetTeachers(teachers))
 
     def _launch(self) -> None:
         self._set(attempt=self.snapshot.attempt + 1)

@@ -20,11 +20,13 @@ from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import LEASE_RENEWAL_S, RunFolder
 from orchestrator.run_parts import AttemptPart, EvaluationPart, PreparationPart
 from orchestrator.run_state import Snapshot, State
+from orchestrator.student_pulse import StudentPulse
 from orchestrator.teacher_pool import TeacherPool, app_name
 from orchestrator.tracking import TrackingPart
 from workers.jobs import TeacherJob
 from workers.record import EventWriter, LogSegments
 from workers.student_host import NAMESPACE, controller_name
+from workers.tally import Tally
 
 TICK_S = 0.2
 LOOK_AT_STORAGE_S = 1.0
@@ -43,8 +45,7 @@ class ControllerActor:
         logging.getLogger().addHandler(LogSegments(self._folder.url, f"controller-{self._life}"))
         self._events = EventWriter(self._folder.url, f"controller-{self._life}")
         self._config: RunConfig = self._folder.config()
-        self._line: dict[str, Any] = {}
-        self._line_attempt = 0
+        self._pulse = StudentPulse()
         self._looked_at_s = self._renewed_at_s = 0.0
         self._pool = self._make_pool()
         self._tracking = TrackingPart(self._folder.url, self._config, spec)
@@ -58,10 +59,12 @@ class ControllerActor:
         self._take_up()
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
-    def heartbeat(self, attempt: int, line: dict[str, Any]) -> int:
-        """From the first student host: its newest line. The answer is 1 to ask it to stop."""
-        if line:
-            self._line, self._line_attempt = line, attempt
+    def heartbeat(self, attempt: int, line: dict[str, Any], tally: Tally) -> int:
+        """From the first student host: its newest line, and sums over all its lines.
+
+        The answer is 1 to ask it to stop.
+        """
+        self._pulse.beat(attempt, line, tally)
         return int(self._machine.snapshot.stop_asked)
 
     def state(self) -> str:
@@ -152,13 +155,17 @@ class ControllerActor:
         if snapshot.state is State.PREPARING:
             events += self._preparation.poll()
         if snapshot.state in (State.STARTING, State.TRAINING, State.STOPPING):
-            if self._line_attempt == snapshot.attempt:
+            if self._pulse.line(snapshot.attempt):
                 events.append(run_state.Stepped(snapshot.attempt))
             events += self._attempt.poll(snapshot.attempt)
         if snapshot.evaluating is not None:
             events += self._evaluation.poll()
-        if self._pool is not None and (reason := self._pool.failure()):
-            events.append(run_state.Broken(reason))
+        if self._pool is not None:
+            if reason := self._pool.failure():
+                events.append(run_state.Broken(reason))
+            if steps := self._pulse.window(snapshot.attempt):
+                serving = self._pool.status().get("RUNNING", 0)
+                events.append(run_state.Observed(snapshot.attempt, steps, serving))
         return events
 
     def _look_for_steps(self) -> list[run_state.Event]:
@@ -231,7 +238,7 @@ class ControllerActor:
 
     def _show(self) -> None:
         snapshot = self._machine.snapshot
-        line = self._line if self._line_attempt == snapshot.attempt else {}
+        line = self._pulse.line(snapshot.attempt)
         status = {
             "name": self._spec.name,
             "run_id": self._spec.run_id,
@@ -244,6 +251,7 @@ class ControllerActor:
             "preparing": self._preparation.progress(),
             "teachers": {
                 "wanted": snapshot.teachers,
+                "needed": snapshot.scaling.needed,
                 "replicas": self._pool.status() if self._pool is not None else {},
             },
             "checkpoints": list(snapshot.steps),
@@ -260,4 +268,5 @@ def _event_of(command: dict[str, Any]) -> run_state.Event:
     if command["kind"] == "stop":
         return run_state.StopAsked()
     assert command["kind"] == "scale", f"unknown command {command}"
-    return run_state.ScaleAsked(command["teachers"])
+    teachers = command["teachers"]
+    return run_state.ScaleAsked(None if teachers == "auto" else teachers)

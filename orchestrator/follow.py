@@ -23,7 +23,9 @@ _SHOWN_EVENTS = {
     "teacher_retry": "step {step}: asked for targets again ({reason})",
     "evaluated": "step {step}: {bits_per_byte:.4f} bits per byte on held-out text",
     "evaluation_failed": "step {step}: not evaluated: {message}",
-    "scaled": "teachers: {before} → {teachers}",
+    "scaled": "teachers: {before} → {teachers} ({reason})",
+    "scaling_effect": "with {teachers} teachers the student waits {stall_share:.0%} of its time, "
+    "before {stall_share_before:.0%}",
 }
 
 

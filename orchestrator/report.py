@@ -130,7 +130,9 @@ def _teachers_text(teachers: dict[str, Any]) -> str:
     if not teachers["wanted"]:
         return ""
     replicas = [f"{count} {state.lower()}" for state, count in teachers["replicas"].items()]
-    return ", ".join([f"{teachers['wanted']} wanted", *replicas])
+    # Not told by runs of earlier versions, nor before the student has made some steps.
+    needed = [f"{count} needed"] if (count := teachers.get("needed")) else []
+    return ", ".join([f"{teachers['wanted']} wanted", *needed, *replicas])
 
 
 def _best(status: dict[str, Any]) -> float | None:

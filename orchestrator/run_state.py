@@ -8,6 +8,8 @@ import enum
 from typing import Any
 
 from orchestrator.fault_policy import Failure
+from orchestrator.teacher_scaling import Scaling
+from workers.tally import Tally
 
 
 class State(enum.StrEnum):
@@ -114,9 +116,18 @@ class StopAsked:
 
 @dataclasses.dataclass(frozen=True)
 class ScaleAsked:
-    """A user wants another number of teachers."""
+    """A user wants another number of teachers; None: as many as are needed, from now on."""
 
-    teachers: int
+    teachers: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """Steps that the first host has made, and how many teachers serve."""
+
+    attempt: int
+    steps: Tally
+    serving: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +146,7 @@ Event = (
     | EvaluationFailed
     | StopAsked
     | ScaleAsked
+    | Observed
     | Ticked
 )
 
@@ -188,6 +200,7 @@ class Snapshot:
     state: State = State.PREPARING
     attempt: int = 0
     teachers: int = 0
+    scaling: Scaling = dataclasses.field(default_factory=Scaling)
     facts: dict[str, Any] | None = None
     stop_asked: bool = False
     used: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -210,4 +223,6 @@ class Snapshot:
         evaluated = {int(step): value for step, value in values["evaluated"].items()}
         steps = tuple(values["steps"])
         state = State(values["state"])
-        return cls(**{**values, "state": state, "steps": steps, "evaluated": evaluated})
+        scaling = Scaling(**values.get("scaling", {}))
+        read = {"state": state, "steps": steps, "evaluated": evaluated, "scaling": scaling}
+        return cls(**{**values, **read})

@@ -117,8 +117,10 @@ class _Mirror:
         replicas = status["teachers"]["replicas"]
         gauges = {f"teachers/{state.lower()}": count for state, count in replicas.items()}
         if gauges:
-            wanted = {"teachers/wanted": status["teachers"]["wanted"]}
-            self._run.log({"train/step": self._last_step, **gauges, **wanted})
+            for name in ("wanted", "needed"):
+                if (count := status["teachers"][name]) is not None:
+                    gauges[f"teachers/{name}"] = count
+            self._run.log({"train/step": self._last_step, **gauges})
         self._folder.write_tracking({"step": self._last_step, "evaluated": list(self._evaluated)})
 
 

@@ -228,8 +228,22 @@ def test_scaling_leaves_a_command(storage: Path):
     assert result.exit_code == 0
     assert "3 teachers" in result.stdout
     assert [c for _, c in folder.commands()] == [{"kind": "scale", "teachers": 3}]
-    assert call("scale", "run", "--teachers", "0").exit_code == 2
+    for wrong in ("0", "many"):
+        assert call("scale", "run", "--teachers", wrong).exit_code == 2
+    assert "has no teacher.max_replicas" in refused("scale", "run", "--teachers", "auto")
     assert len(folder.commands()) == 1
+
+
+def test_scaling_by_need_is_asked_for(storage: Path):
+    distilled: dict[str, Any] = {
+        "objective": {"kind": "distill"},
+        "teacher": {"checkpoint": "elder", "max_replicas": 4},
+    }
+    folder = make_run(storage, alive=True, **distilled)
+    result = call("scale", "run", "--teachers", "auto")
+    assert result.exit_code == 0
+    assert "as many teachers as it needs" in result.stdout
+    assert [c for _, c in folder.commands()] == [{"kind": "scale", "teachers": "auto"}]
 
 
 def test_a_run_without_teachers_cannot_be_scaled(storage: Path):

@@ -120,6 +120,21 @@ def test_faults_of_single_settings(setting, path, message):
             "teacher.steps_per_request",
             "more than teacher.prefetch_steps, 4",
         ),
+        (
+            (*TEACHER, "teacher.min_replicas=2", "teacher.replicas=3"),
+            "teacher.min_replicas",
+            "2 has no effect without teacher.max_replicas",
+        ),
+        (
+            (*TEACHER, "teacher.min_replicas=3", "teacher.max_replicas=2"),
+            "teacher.min_replicas",
+            "3 is more than teacher.max_replicas, 2",
+        ),
+        (
+            (*TEACHER, "teacher.replicas=5", "teacher.max_replicas=4"),
+            "teacher.replicas",
+            "5 should lie between teacher.min_replicas and max_replicas, 1 and 4",
+        ),
         (("optimizer.warmup_steps=10",), "optimizer.warmup_steps", "fewer than the 10 steps"),
     ],
 )
@@ -140,6 +155,8 @@ def test_faults_of_combinations(settings, path, message):
         ("mesh.model=2", "cluster.devices_per_host=2", "model.num_kv_heads=1"),
         ("data.tokenizer={kind: import, path: x}", "model.vocab_size=600"),
         (*TEACHER, "data.tokenizer={kind: teacher}"),
+        (*TEACHER, "teacher.max_replicas=4"),
+        (*TEACHER, "teacher.min_replicas=2", "teacher.replicas=2", "teacher.max_replicas=2"),
     ],
 )
 def test_sound_configurations_pass(settings):

@@ -244,7 +244,7 @@ def test_scaling_before_the_teachers_are_there_is_remembered():
     assert of(SetTeachers, bench.feed(Prepared(FACTS))) == [SetTeachers(5)]
     done = bench.feed(Stepped(1), ScaleAsked(1))
     assert of(SetTeachers, done) == [SetTeachers(1)]
-    assert said("scaled", done) == [{"teachers": 1, "before": 5}]
+    assert said("scaled", done) == [{"teachers": 1, "before": 5, "reason": "by hand"}]
 
 
 # Evaluations and what is kept.

@@ -15,6 +15,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import AttemptFinished, Prepared, Snapshot, State
 from tests.runs import tiny_values
 from workers.storage import join, write_json
+from workers.tally import Tally
 
 FACTS = {"dataset_digest": "d", "tokenizer_digest": "t"}
 
@@ -25,6 +26,7 @@ class Part:
     def __init__(self, name: str, calls: list[tuple[Any, ...]]):
         self._name, self._calls = name, calls
         self.events: list[Any] = []
+        self.replicas: dict[str, int] = {}
 
     def poll(self, *args: Any) -> list[Any]:
         events, self.events = self.events, []
@@ -36,7 +38,7 @@ class Part:
     failure = progress
 
     def status(self) -> dict[str, int]:
-        return {}
+        return self.replicas
 
     def gauge(self, status: dict[str, Any]) -> None:
         pass
@@ -65,7 +67,7 @@ class World:
         monkeypatch.setattr(controller_actor.threading, "Thread", thread)
         monkeypatch.setattr(controller_actor, "LogSegments", lambda *args: logging.NullHandler())
         values = tiny_values(storage, "run") | {"objective": {"kind": "distill"}}
-        values["teacher"] = {"checkpoint": "elder", "replicas": 2}
+        values["teacher"] = {"checkpoint": "elder", "replicas": 2, "max_replicas": 6}
         self.folder = RunFolder(str(storage), "run")
         self.folder.create(parse_run(values, "test"), {"run_id": "run-1"})
         self.spec = LaunchSpec(
@@ -182,7 +184,7 @@ def test_a_command_is_taken_only_once_it_is_remembered(
     world.turn(next_life)
     assert world.remembered().state is State.STOPPING
     assert world.folder.commands() == []
-    assert next_life.heartbeat(1, {}) == 1
+    assert next_life.heartbeat(1, {}, Tally()) == 1
 
 
 def test_commands_are_carried_out_in_order(world: World):
@@ -208,12 +210,40 @@ def test_the_last_checkpoint_is_known_before_the_end_is_taken_in(world: World):
 
 def test_a_heartbeat_makes_it_train_and_shows_its_line(world: World):
     actor = world.life(state=State.STARTING, attempt=2, teachers=2, facts=FACTS)
-    actor.heartbeat(1, {"step": 7})  # a student of the attempt before
+    actor.heartbeat(1, {"step": 7}, Tally())  # a student of the attempt before
     world.turn(actor)
     assert actor.state() == "starting"
-    assert actor.heartbeat(2, {"step": 9}) == 0
+    assert actor.heartbeat(2, {"step": 9}, Tally()) == 0
     world.turn(actor)
     assert actor.state() == "training"
     status = world.folder.status()
     assert status is not None
     assert status["step"] == 9
+
+
+def test_heartbeats_of_a_student_that_waits_scale_the_pool(world: World):
+    actor = world.life(state=State.TRAINING, attempt=2, teachers=2, facts=FACTS)
+    world.parts["pool"].replicas = {"RUNNING": 2}
+
+    def beat(steps: int) -> list[tuple[Any, ...]]:
+        """So many steps of 1 s, half of it a wait for two teachers that never rest."""
+        tally = Tally(steps, 1.0 * steps, 0.5 * steps, 2.0 * steps)
+        actor.heartbeat(2, {"step": steps}, tally)
+        return [call for call in world.turn(actor) if call[0] == "pool"]
+
+    # The first tally is where this life begins to look; then a window of steps at a time.
+    assert [beat(steps) for steps in (40, 41, 46, 48)] == [[]] * 4
+    assert beat(52) == [("pool", "scale", 5)]
+    status = world.folder.status()
+    assert status is not None
+    assert status["teachers"] == {"wanted": 5, "needed": 5, "replicas": {"RUNNING": 2}}
+
+
+def test_the_pool_is_scaled_by_hand_and_then_by_need(world: World):
+    actor = world.life(state=State.TRAINING, attempt=2, teachers=2, facts=FACTS)
+    world.folder.send({"kind": "scale", "teachers": 9})
+    world.turn(actor)
+    assert world.remembered().scaling.by_hand
+    world.folder.send({"kind": "scale", "teachers": "auto"})
+    assert ("pool", "scale", 6) in world.turn(actor)
+    assert not world.remembered().scaling.by_hand

@@ -24,6 +24,7 @@ from orchestrator.run_state import (
     EvaluationFailed,
     Event,
     KillAttempt,
+    Observed,
     Prepared,
     Release,
     Say,
@@ -46,6 +47,7 @@ from tests.controller_bench import (
     make_config,
     round_trip,
 )
+from workers.tally import Tally
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -62,7 +64,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.patience = patience
         keeping = {"every_steps": 1, "keep_latest": keep_latest, "keep_best": keep_best}
         budgets = dict.fromkeys(("host_died", "evaluator_died", "driver_died"), budget)
-        self.config = make_config(checkpoint=keeping, faults=budgets)
+        self.config = make_config(
+            checkpoint=keeping,
+            faults=budgets,
+            objective={"kind": "distill"},
+            teacher={"checkpoint": "elder", "max_replicas": 6},
+        )
         self.controller = Controller(self.config, Snapshot(teachers=1))
         self.now_s = 0.0
         self.state = State.PREPARING
@@ -137,9 +144,30 @@ class AnyOrder(RuleBasedStateMachine):
         others = {k: v for k, v in self.controller.snapshot.used.items() if k != "evaluator_died"}
         assert others == {k: v for k, v in before.used.items() if k != "evaluator_died"}
 
-    @rule(teachers=st.integers(1, 9))
-    def scaled(self, teachers: int) -> None:
+    @rule(teachers=st.integers(1, 9) | st.none())
+    def scaled(self, teachers: int | None) -> None:
         self.feed(ScaleAsked(teachers))
+        by_hand = self.controller.snapshot.scaling.by_hand
+        assert self.state.is_terminal or by_hand is (teachers is not None)
+
+    @rule(
+        times=st.integers(1, 15),
+        attempt=st.integers(1, 4),
+        stall=st.floats(0, 10),
+        busy_s=st.floats(0, 1e3),
+        serving=st.integers(0, 9),
+    )
+    def observed(self, times: int, attempt: int, stall: float, busy_s: float, serving: int) -> None:
+        by_hand, before = (
+            self.controller.snapshot.scaling.by_hand,
+            self.controller.snapshot.teachers,
+        )
+        for _ in range(times):
+            self.now_s += 10.0
+            self.feed(Observed(attempt, Tally(5, 10.0, stall, busy_s), serving))
+        self.patience += times - 1
+        after = self.controller.snapshot.teachers
+        assert after == before or (not by_hand and 1 <= after <= 6)
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 30.0, 100.0]))
     def time_passes(self, seconds: float) -> None:

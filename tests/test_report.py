@@ -199,9 +199,16 @@ def test_the_list_tells_lost_runs_from_those_under_way(tmp_path, student):
 def test_the_status_of_a_run(student):
     line = step_line(2, 20, kd=True)
     status = status_of(student, "training", step=20, line=line, reason=HOSTILE, alive=True)
-    status["teachers"] = {"wanted": 3, "replicas": {"RUNNING": 2, "STARTING": 1}}
+    status["teachers"] = {"wanted": 3, "needed": 4, "replicas": {"RUNNING": 2}}
     text = text_of(status_table(status))
-    for part in ("training", "20 of 20", "64", "teacher 20.0%", "3 wanted, 2 running", HOSTILE):
+    for part in (
+        "training",
+        "20 of 20",
+        "64",
+        "teacher 20.0%",
+        "3 wanted, 4 needed, 2 running",
+        HOSTILE,
+    ):
         assert part in text
     assert "lost" in text_of(status_table(status | {"alive": False}))
     assert "created" in text_of(status_table({"name": "x", "state": "created", "alive": False}))

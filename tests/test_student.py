@@ -1,6 +1,8 @@
 """However often a run stops and goes on, its losses and its end are those of one run."""
 
+import itertools
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from workers.checkpoint import checkpoint_url, read_entry, read_meta
 from workers.jobs import StartPoint, StudentJob, TeacherJob
 from workers.preparer import Prepared, prepare
 from workers.student import STOP_SIGNAL, Finish, Hooks, train
+from workers.tally import Tally
 from workers.targets_protocol import Answer, TargetRequest, TargetSource, TeacherUnavailableError
 from workers.teacher import Teacher
 
@@ -199,6 +202,39 @@ def test_resuming_gives_the_bits_of_a_run_that_never_died(undisturbed, facts):
     for step in (4, 6):
         entries = [read_entry(f"{c.storage}/runs/{c.name}", step) for c in (again, config)]
         assert entries[0].digest == entries[1].digest
+
+
+def test_a_wait_for_a_teacher_begins_when_the_step_before_is_done(storage, facts, teacher):
+    """Else the time that the devices still work would count as stall."""
+    done = [threading.Event() for _ in range(NUM_STEPS + 1)]
+    done[0].set()
+
+    class Late(Beside):
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
+            assert done[next(steps)].wait(60)
+            return super().ask(request)
+
+    steps = itertools.count()
+    config = config_of(storage, "late", distilled=True)
+    assert config.teacher is not None
+    # One request at a time, so that they are asked in order.
+    changed = config.teacher.model_copy(update={"prefetch_steps": 1})
+    config = config.model_copy(update={"teacher": changed})
+    job = job_of(facts, config, teacher_digest=teacher[1])
+    tally = Tally()
+
+    def progress(line: dict[str, Any]) -> None:
+        nonlocal tally
+        tally = tally.plus(line)
+        done[line["step"]].set()
+
+    train(job, Late(teacher[0]), Hooks(progress=progress))
+    assert tally.steps == NUM_STEPS
+    assert 0 < tally.teacher_stall_s <= tally.step_s
+    assert tally.teacher_busy_s > 0
+    assert tally.since(tally) == Tally()
 
 
 def test_distilling_resumes_to_the_same_bits_beside_a_teacher_that_dies(distilled, facts, teacher):

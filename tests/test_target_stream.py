@@ -1,5 +1,6 @@
 """Targets arrive bounded, in order, and whole, however the source fails."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -108,11 +109,29 @@ def test_a_source_that_dies_in_any_way_gives_the_same_bytes(failures, prefetch_s
         steps_per_request=data.draw(st.integers(1, prefetch_steps)),
     )
     for step in range(NUM_STEPS):
-        encoded, has_targets, waited, ledger = stream.take(step)
+        encoded, has_targets, cost, ledger = stream.take(step)
         assert encoded.keys() == {"half"} and encoded["half"].dtype == np.float32
         np.testing.assert_array_equal(encoded["half"], expected_targets(step))
-        assert min(waited) >= 0 and has_targets.all()
+        assert min(cost) >= 0 and has_targets.all()
         assert ledger["from"] == {"replica": NUM_ROWS}
+    stream.close()
+
+
+def test_each_step_costs_its_share_of_the_chunks():
+    class Busy(Source):
+        def ask(
+            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+        ) -> Iterator[Answer]:
+            for answer in [*super().ask(request)] * 2:  # what comes twice counts once
+                rows = answer.chunk.rows
+                chunk = dataclasses.replace(answer.chunk, busy_s=3.0 * len(rows))
+                yield Answer(chunk, 1e-9 * len(rows))
+
+    stream = open_stream(Busy(), prefetch_steps=4, steps_per_request=4)
+    for step in range(4):
+        cost = stream.take(step).cost
+        assert cost.busy_s == pytest.approx(3.0 * len(request_of(step).rows))
+        assert cost.wire_s <= 1e-9 * len(request_of(step).rows) * 1.01
     stream.close()
 
 

@@ -1,5 +1,6 @@
 """A row's targets are a function of that row, whoever asks for it and along with what."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,16 @@ def test_chunks_have_the_compiled_number_of_rows_in_order(teacher, saved):
         assert all(len(array) == len(chunk.rows) for array in chunk.arrays.values())
         assert all(array.dtype.kind == "u" for array in chunk.arrays.values()), "for the wire"
         assert len(chunk.digests) == len(set(chunk.digests)) == len(chunk.rows)
+    assert all(chunk.busy_s > 0 for chunk in chunks)
     rest = list(teacher.score(asked.only(range(4, 10))))
     assert bytes_by_row(rest) == bytes_by_row(chunks)[4:]
     assert list(teacher.score(asked.only([]))) == []
+
+
+def test_a_moment_of_the_teacher_is_counted_once(teacher, saved):
+    began = time.perf_counter()
+    chunks = [c for rows in ([0, 1], range(12)) for c in teacher.score(request(saved[1], [*rows]))]
+    assert sum(chunk.busy_s for chunk in chunks) <= time.perf_counter() - began
 
 
 def test_targets_are_the_checkpoints_probabilities(teacher, saved):

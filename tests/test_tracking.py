@@ -18,8 +18,8 @@ from tests.runs import tiny_values
 from workers.record import STEPS, LogSegments, SegmentWriter
 from workers.storage import join
 
-STATUS = {"teachers": {"wanted": 2, "replicas": {"RUNNING": 1, "STARTING": 1}}}
-NO_TEACHERS = {"teachers": {"wanted": 0, "replicas": {}}}
+STATUS = {"teachers": {"wanted": 2, "needed": 3, "replicas": {"RUNNING": 1, "STARTING": 1}}}
+NO_TEACHERS = {"teachers": {"wanted": 0, "needed": None, "replicas": {}}}
 
 
 class FakeRun:
@@ -143,7 +143,8 @@ def test_teachers_are_gauged_by_state(spec: LaunchSpec, fake: FakeRun):
     mirror = mirror_of(spec)
     write_steps(spec, 1, 1)
     mirror.mirror(STATUS)
-    gauges = {"teachers/running": 1, "teachers/starting": 1, "teachers/wanted": 2}
+    gauges = {"teachers/running": 1, "teachers/starting": 1}
+    gauges |= {"teachers/wanted": 2, "teachers/needed": 3}
     assert fake.lines[-1] == {"train/step": 1, **gauges}
 
 

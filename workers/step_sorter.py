@@ -28,6 +28,7 @@ class Fetched(NamedTuple):
 
     rows: list[RowTargets | None]
     wire_s: float
+    busy_s: float
 
     def ledger(self) -> dict[str, object]:
         """For the record: how many rows came from where, and one digest of all their bytes."""
@@ -58,6 +59,7 @@ class StepSorter:
         self._found: list[RowTargets | None] = [None] * len(rows)
         self._open = set(range(len(rows)))
         self._wire_s = [0.0] * len(steps)
+        self._busy_s = [0.0] * len(steps)
 
     @property
     def step(self) -> int:
@@ -80,12 +82,15 @@ class StepSorter:
         with self._lock:
             for index, row in enumerate(chunk.rows):
                 assert row in self._places, f"{row} was not asked for"
+                places = [place for place in self._places[row] if place in self._open]
+                if not places:
+                    continue
+                first = places[0] // self._rows_per_step
+                self._wire_s[first] += answer.wire_s / len(chunk.rows)
+                self._busy_s[first] += chunk.busy_s / len(chunk.rows)
                 arrays = {name: array[index : index + 1] for name, array in chunk.arrays.items()}
-                targets = RowTargets(arrays, chunk.origin, chunk.digests[index])
-                for place in self._places[row]:
-                    if place in self._open:
-                        self._wire_s[place // self._rows_per_step] += answer.wire_s
-                        self._close(place, targets)
+                for place in places:
+                    self._close(place, RowTargets(arrays, chunk.origin, chunk.digests[index]))
 
     def give_up(self, row: RowId) -> None:
         """A row will not come."""
@@ -109,4 +114,5 @@ class StepSorter:
         places = range(index * self._rows_per_step, (index + 1) * self._rows_per_step)
         if not any(place in self._open for place in places):
             rows = [self._found[place] for place in places]
-            self._futures[index].set_result(Fetched(rows, self._wire_s[index]))
+            costs = self._wire_s[index], self._busy_s[index]
+            self._futures[index].set_result(Fetched(rows, *costs))

@@ -64,6 +64,7 @@ class _Dispatched(NamedTuple):
     step: int
     metrics: StepMetrics
     stall_s: dict[str, float]
+    teacher_busy_s: float
 
 
 class Student:
@@ -114,6 +115,9 @@ class Student:
         stopped = False
         try:
             for index in steps:
+                if before is not None and not self._targets_here(index):
+                    # The wait to come is of idle devices, so that all of it counts as stall.
+                    stopped, before = self._settle(before), None
                 dispatched = self._dispatch(index)
                 if before is not None:
                     stopped = self._settle(before)
@@ -134,15 +138,18 @@ class Student:
             self._events.close()
         return Finish(meta.step, meta.digest, stopped and meta.step < self._job.config.steps)
 
+    def _targets_here(self, index: int) -> bool:
+        return self._stream is None or self._stream.is_here(index)
+
     def _dispatch(self, index: int) -> _Dispatched:
         """Gathers the inputs of a step and puts it on the devices."""
         began = time.perf_counter()
         batch = Batch(*(self._global(array) for array in self._rows.batch(index)))
         data_s = time.perf_counter() - began
         encoded: dict[str, Any] = {}
-        teacher_s = wire_s = decode_s = 0.0
+        teacher_s = wire_s = decode_s = busy_s = 0.0
         if self._stream is not None:
-            arrays, (teacher_s, wire_s, decode_s) = self._stream.take(index)
+            arrays, (teacher_s, wire_s, decode_s, busy_s) = self._stream.take(index)
             began = time.perf_counter()
             encoded = {name: self._global(array) for name, array in arrays.items()}
             decode_s += time.perf_counter() - began
@@ -157,7 +164,7 @@ class Student:
             "checkpoint": self._checkpoint_stall_s,
         }
         self._checkpoint_stall_s = 0.0
-        return _Dispatched(index + 1, metrics, stall_s)
+        return _Dispatched(index + 1, metrics, stall_s, busy_s)
 
     def _settle(self, step: _Dispatched) -> bool:
         """Waits for a step's metrics and records them; true when some host asks to stop."""
@@ -173,6 +180,7 @@ class Student:
                 "grad_norm": metrics.grad_norm,
                 "tokens": metrics.tokens,
                 "step_s": now - self._settled_at,
+                "teacher_busy_s": step.teacher_busy_s,
                 "attempt": self._job.attempt,
             }
             self._hooks.progress(line)

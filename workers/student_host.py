@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from workers.jobs import StudentJob
+from workers.tally import Tally
 
 if TYPE_CHECKING:
     from workers.targets_protocol import TargetSource
@@ -40,6 +41,7 @@ class Heartbeat:
     """Tells the controller of progress, and learns from its answer whether to stop.
 
     A controller that is away for a while costs nothing: the last answer holds until it is back.
+    The newest line alone would be a sample of the steps between two beats; the tally has them all.
     """
 
     def __init__(self, run_id: str, attempt: int):
@@ -47,6 +49,7 @@ class Heartbeat:
         self._attempt = attempt
         self._signal: Any = 0
         self._line: dict[str, Any] = {}
+        self._tally = Tally()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         self._thread.start()
@@ -55,6 +58,8 @@ class Heartbeat:
         return self._signal
 
     def progress(self, line: dict[str, Any]) -> None:
+        if self._line:  # an attempt's first step compiles
+            self._tally = self._tally.plus(line)
         self._line = line
 
     def close(self) -> None:
@@ -67,7 +72,7 @@ class Heartbeat:
             try:
                 if controller is None:
                     controller = ray.get_actor(self._name, NAMESPACE)
-                answer = controller.heartbeat.remote(self._attempt, self._line)
+                answer = controller.heartbeat.remote(self._attempt, self._line, self._tally)
                 self._signal = ray.get(answer, timeout=10)
             except (RayError, ValueError, TimeoutError) as error:
                 # It restarts by itself; the students train on meanwhile.

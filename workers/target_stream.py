@@ -19,12 +19,13 @@ from workers.targets_protocol import TargetRequest, TargetSource, TeacherUnavail
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 
 
-class Waited(NamedTuple):
-    """The student's wait for one step's targets, by cause."""
+class Cost(NamedTuple):
+    """What one step's targets cost: the student's wait, by cause, and the teachers' time."""
 
     teacher_s: float
     wire_s: float
     decode_s: float
+    busy_s: float
 
 
 class StepTargets(NamedTuple):
@@ -33,7 +34,7 @@ class StepTargets(NamedTuple):
     encoded: dict[str, np.ndarray]
     has_targets: Bool[np.ndarray, " B"]
     """False where a row is to be trained on its labels alone; `encoded` holds zeros there."""
-    waited: Waited
+    cost: Cost
     ledger: dict[str, object]
 
 
@@ -92,6 +93,10 @@ class TargetStream:
         for _ in range(num_requests):
             self._ask_ahead()
 
+    def is_here(self, step: int) -> bool:
+        """Whether `take` would return at once."""
+        return self._pending[step].targets.done()
+
     def take(self, step: int) -> StepTargets:
         """The targets of `step`; steps come in order.
 
@@ -109,8 +114,9 @@ class TargetStream:
         parts = [from_wire(row.arrays if row else self._blank) for row in fetched.rows]
         encoded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         has_targets = np.array([row is not None for row in fetched.rows])
-        waited = Waited(waited_s - wire_s, wire_s, time.perf_counter() - began)
-        return StepTargets(encoded, has_targets, waited, fetched.ledger())
+        decode_s = time.perf_counter() - began
+        cost = Cost(waited_s - wire_s, wire_s, decode_s, fetched.busy_s)
+        return StepTargets(encoded, has_targets, cost, fetched.ledger())
 
     def close(self) -> None:
         """Ends asking; what is on its way is dropped."""
@@ -132,7 +138,7 @@ class TargetStream:
                     self._away = True
                     self._say("labels_alone", step=step + 1, after_s=self._labels_after_s)
                 if not sorter.done():  # all threads still wait for answers to earlier steps
-                    return Fetched([None] * self._rows_per_step, 0.0)
+                    return Fetched([None] * self._rows_per_step, 0.0, 0.0)
                 sorter.result().give_up_step(step)
 
     def _ask_ahead(self) -> None:

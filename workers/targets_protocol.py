@@ -113,7 +113,7 @@ class TargetChunk:
     origin: str
     """The replica that scored the rows, or `CACHE`."""
     busy_s: float = 0.0
-    """Seconds that the rows took of the replica's device."""
+    """How long these rows kept the replica busy; 0 where nothing was scored."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The teacher: rows of tokens in, targets out. Runs without Ray."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -94,10 +95,12 @@ class Teacher:
         self.check(request)
         places = range(len(request.rows))
         for start in range(0, len(places), self.num_rows):
+            began = time.perf_counter()
             rows = [Row(request, place) for place in places[start : start + self.num_rows]]
             arrays, digests = self.score_rows(rows)
             names = tuple(request.rows[row.place] for row in rows)
-            yield TargetChunk(names, arrays, tuple(digests), self._replica)
+            busy_s = time.perf_counter() - began
+            yield TargetChunk(names, arrays, tuple(digests), self._replica, busy_s)
 
     @property
     def serves(self) -> str:

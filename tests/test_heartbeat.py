@@ -1,0 +1,51 @@
+"""What the first student host tells the controller, and what the controller makes of it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from orchestrator.student_pulse import StudentPulse
+from workers import student_host
+from workers.student_host import Heartbeat
+from workers.tally import Tally
+
+
+def line(step: int) -> dict[str, Any]:
+    return {"step": step, "step_s": 2.0, "stall_s": {"teacher": 0.5}, "teacher_busy_s": 3.0}
+
+
+@pytest.fixture
+def heartbeat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heartbeat]:
+    monkeypatch.setattr(student_host, "HEARTBEAT_S", 3600)  # nobody is told
+    beat = Heartbeat("run-1", 1)
+    yield beat
+    beat.close()
+
+
+def test_every_step_counts_but_the_one_that_compiles(heartbeat: Heartbeat):
+    for step in range(7, 11):
+        heartbeat.progress(line(step))
+    assert heartbeat._line == line(10)
+    assert heartbeat._tally == Tally(3, 6.0, 1.5, 9.0)
+
+
+def test_windows_follow_each_other_without_gap_and_within_an_attempt():
+    pulse, tallies = StudentPulse(), [Tally()]
+    for step in range(20):
+        tallies.append(tallies[-1].plus(line(step)))
+    pulse.beat(1, {}, Tally())
+    assert pulse.line(1) == {} and pulse.window(1) is None
+    pulse.beat(1, line(0), tallies[0])
+    assert pulse.line(1) == line(0) and pulse.line(2) == {}
+    windows = []
+    for step in range(1, 10):
+        pulse.beat(1, line(step), tallies[step])
+        windows.append(pulse.window(1))
+    # Looked at first after step 1; three steps are 6 s.
+    whole = Tally(3, 6.0, 1.5, 9.0)
+    assert windows == [None, None, None, whole, None, None, whole, None, None]
+    pulse.beat(2, line(4), tallies[1])
+    assert pulse.window(1) is None and pulse.window(2) is None
+    pulse.beat(2, line(9), tallies[6])
+    assert pulse.window(2) == Tally(5, 10.0, 2.5, 15.0)
