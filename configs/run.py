@@ -87,6 +87,12 @@ class TeacherConfig(Section):
     retry_for_s: float = changeable(
         600.0, gt=0, description="How long a step waits for a teacher to answer before it fails."
     )
+    cache_bytes: int = changeable(
+        8_000_000_000,  # small beside a disk, and some fifty million tokens of the default codec
+        ge=0,
+        description="Most bytes that this teacher's answers may take up below `storage`, where "
+        "other epochs, attempts and runs find them; 0 keeps none.",
+    )
 
 
 class OptimizerConfig(Section):

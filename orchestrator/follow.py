@@ -24,6 +24,10 @@ _SHOWN_EVENTS = {
     "evaluated": "step {step}: {bits_per_byte:.4f} bits per byte on held-out text",
     "evaluation_failed": "step {step}: not evaluated: {message}",
     "scaled": "teachers: {before} → {teachers}",
+    "targets_damaged": "stored targets are damaged and asked for again: {shard}: {reason}",
+    "targets_cache_full": "further targets are not stored: {reason}",
+    "targets_cache_unwritable": "targets cannot be stored in {folder}: {reason}",
+    "targets_cache_unreadable": "stored targets cannot be read from {folder}: {reason}",
 }
 
 

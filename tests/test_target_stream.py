@@ -39,6 +39,10 @@ def request_of(step: int) -> TargetRequest:
     return TargetRequest(SPEC, rows, tokens, tokens + 1, tokens + 2)
 
 
+def digest_of(row: RowId) -> str:
+    return f"{row.index:032x}"
+
+
 def expected_targets(step: int) -> np.ndarray:
     return request_of(step).inputs * 0.5
 
@@ -66,7 +70,8 @@ class Source:
                 raise TeacherUnavailableError("the replica died")
             part = slice(start, start + CHUNK_ROWS)
             arrays = wire_view({"half": (request.inputs[part] * 0.5).astype(np.float32)})
-            yield Answer(TargetChunk(request.rows[part], arrays, (), "replica"), 0.0)
+            rows = request.rows[part]
+            yield Answer(TargetChunk(rows, arrays, tuple(map(digest_of, rows)), "replica"), 0.0)
         if failure is not None and failure >= 0:
             raise TeacherUnavailableError("the replica died at the end")
 
@@ -96,7 +101,9 @@ def test_a_source_that_dies_in_any_way_gives_the_same_bytes(failures, prefetch_s
         steps_per_request=data.draw(st.integers(1, prefetch_steps)),
     )
     for step in range(NUM_STEPS):
-        encoded, waited = stream.take(step)
+        encoded, waited, provenance = stream.take(step)
+        assert provenance.digests == tuple(map(digest_of, request_of(step).rows))
+        assert provenance.origins == ("replica",) * NUM_ROWS
         assert encoded.keys() == {"half"} and encoded["half"].dtype == np.float32
         np.testing.assert_array_equal(encoded["half"], expected_targets(step))
         assert min(waited) >= 0
@@ -124,7 +131,7 @@ def test_an_answer_that_ends_early_is_asked_again():
     retries: list = []
     source = EndsEarly()
     stream = open_stream(source, prefetch_steps=1, retries=retries)
-    encoded, _ = stream.take(0)
+    encoded, *_ = stream.take(0)
     stream.close()
     np.testing.assert_array_equal(encoded["half"], expected_targets(0))
     assert [len(rows) for rows in source.asked[:3]] == [5, 3, 1]

@@ -21,13 +21,13 @@ from workers.checkpoint import (
     read_meta,
     restore_state,
 )
+from workers.host_targets import HostTargets
 from workers.jobs import StudentJob
 from workers.record import STEPS, EventWriter, SegmentWriter
 from workers.rows import RowReader
 from workers.step_rows import StepRows
 from workers.storage import join
-from workers.target_stream import TargetStream
-from workers.targets_protocol import MIXED, TargetSource, TargetSpec
+from workers.targets_protocol import TargetSource
 from workers.teacher import codec_of
 from workers.train_step import (
     Batch,
@@ -64,6 +64,7 @@ class _Dispatched(NamedTuple):
     step: int
     metrics: StepMetrics
     stall_s: dict[str, float]
+    targets: dict[str, Any] | None
 
 
 class Student:
@@ -82,11 +83,12 @@ class Student:
         self._rows = StepRows(reader, config, _local_rows(self._mesh, config.batch.rows))
         self._state = self._initial_state()
         self._codec = None
-        self._stream = None
+        self._targets = None
         if config.distilled:
             assert config.teacher is not None and source is not None
             self._codec = codec_of(config.teacher)
-            self._stream = self._open_stream(source)
+            steps = range(job.start.step, config.steps)
+            self._targets = HostTargets(job, source, self._rows, steps, self._events.say)
         self._step_fn = make_train_step(config, self._codec, self._mesh)
         self._checkpoint_stall_s = 0.0
         self._settled_at = time.perf_counter()
@@ -128,8 +130,8 @@ class Student:
             meta = self._describe()
         finally:
             self._rows.close()
-            if self._stream is not None:
-                self._stream.close()
+            if self._targets is not None:
+                self._targets.close()
             self._record.close()
             self._events.close()
         return Finish(meta.step, meta.digest, stopped and meta.step < self._job.config.steps)
@@ -141,8 +143,9 @@ class Student:
         data_s = time.perf_counter() - began
         encoded: dict[str, Any] = {}
         teacher_s = wire_s = decode_s = 0.0
-        if self._stream is not None:
-            arrays, (teacher_s, wire_s, decode_s) = self._stream.take(index)
+        targets = None
+        if self._targets is not None:
+            arrays, (teacher_s, wire_s, decode_s), targets = self._targets.take(index)
             began = time.perf_counter()
             encoded = {name: self._global(array) for name, array in arrays.items()}
             decode_s += time.perf_counter() - began
@@ -157,13 +160,15 @@ class Student:
             "checkpoint": self._checkpoint_stall_s,
         }
         self._checkpoint_stall_s = 0.0
-        return _Dispatched(index + 1, metrics, stall_s)
+        return _Dispatched(index + 1, metrics, stall_s, targets)
 
     def _settle(self, step: _Dispatched) -> bool:
         """Waits for a step's metrics and records them; true when some host asks to stop."""
         metrics = StepMetrics(*(value.item() for value in jax.device_get(step.metrics)))
         now = time.perf_counter()
         line: dict[str, Any] = {"step": step.step, "stall_s": step.stall_s}
+        if step.targets is not None:
+            line["targets"] = step.targets
         if jax.process_index() == 0:
             line |= {
                 "loss": metrics.loss,
@@ -238,26 +243,6 @@ class Student:
                 f"run reads {job.dataset_digest[:12]}; its text has changed: put it back, or "
                 f"start a new run from the weights (start_from.state=weights)"
             )
-
-    def _open_stream(self, source: TargetSource) -> TargetStream:
-        job = self._job
-        assert job.config.teacher is not None and job.teacher_digest is not None
-        assert self._codec is not None
-        spec = TargetSpec(
-            job.dataset_digest, job.teacher_digest, self._codec.name, job.config.seed, MIXED
-        )
-
-        return TargetStream(
-            source,
-            lambda index: self._rows.request(index, spec),
-            range(job.start.step, job.config.steps),
-            prefetch_steps=job.config.teacher.prefetch_steps,
-            steps_per_request=job.config.teacher.steps_per_request,
-            retry_for_s=job.config.teacher.retry_for_s,
-            on_retry=lambda index, error: self._events.say(
-                "teacher_retry", step=index + 1, reason=str(error)
-            ),
-        )
 
     def _global(self, local: np.ndarray) -> jax.Array:
         """This host's rows as its part of the global batch."""

@@ -30,10 +30,25 @@ class Waited(NamedTuple):
     decode_s: float
 
 
-class _Fetched(NamedTuple):
-    """One step's targets, as they came over the wire."""
+class Provenance(NamedTuple):
+    """Of each row of one step: the digest of its targets, and who gave them."""
 
-    parts: list[dict[str, np.ndarray]]
+    digests: tuple[str, ...]
+    origins: tuple[str, ...]
+
+
+class _Row(NamedTuple):
+    """One row's targets, as they came over the wire."""
+
+    arrays: dict[str, np.ndarray]
+    digest: str
+    origin: str
+
+
+class _Fetched(NamedTuple):
+    """One step's targets, row by row."""
+
+    rows: list[_Row]
     wire_s: float
 
 
@@ -74,7 +89,7 @@ class TargetStream:
         for _ in range(num_requests):
             self._ask_ahead()
 
-    def take(self, step: int) -> tuple[dict[str, np.ndarray], Waited]:
+    def take(self, step: int) -> tuple[dict[str, np.ndarray], Waited, Provenance]:
         """The encoded targets of `step`, rows in the request's order; steps come in order.
 
         Raises:
@@ -87,9 +102,11 @@ class TargetStream:
         self._ask_ahead()
         wire_s = min(waited_s, fetched.wire_s)
         began = time.perf_counter()
-        parts = [from_wire(part) for part in fetched.parts]
+        parts = [from_wire(row.arrays) for row in fetched.rows]
         encoded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return encoded, Waited(waited_s - wire_s, wire_s, time.perf_counter() - began)
+        waited = Waited(waited_s - wire_s, wire_s, time.perf_counter() - began)
+        _, digests, origins = zip(*fetched.rows, strict=True)
+        return encoded, waited, Provenance(digests, origins)
 
     def close(self) -> None:
         """Ends asking; what is on its way is dropped."""
@@ -160,7 +177,7 @@ class _Sorter:
         self._places: dict[RowId, list[int]] = {}
         for place, row in enumerate(rows):
             self._places.setdefault(row, []).append(place)
-        self._parts: list[dict[str, np.ndarray] | None] = [None] * len(rows)
+        self._rows: list[_Row | None] = [None] * len(rows)
         self._wire_s = [0.0] * len(steps)
 
     @property
@@ -171,21 +188,22 @@ class _Sorter:
 
     def missing(self) -> list[int]:
         """Places of the rows that have not come, each row's first place only."""
-        return [places[0] for places in self._places.values() if self._parts[places[0]] is None]
+        return [places[0] for places in self._places.values() if self._rows[places[0]] is None]
 
     def add(self, answer: Answer) -> None:
         """Takes in a chunk; rows that have come already are passed over."""
-        for index, row in enumerate(answer.chunk.rows):
+        chunk = answer.chunk
+        for index, (row, digest) in enumerate(zip(chunk.rows, chunk.digests, strict=True)):
             assert row in self._places, f"{row} was not asked for"
-            part = {name: array[index : index + 1] for name, array in answer.chunk.arrays.items()}
+            arrays = {name: array[index : index + 1] for name, array in chunk.arrays.items()}
             for place in self._places[row]:
-                if self._parts[place] is None:
-                    self._parts[place] = part
+                if self._rows[place] is None:
+                    self._rows[place] = _Row(arrays, digest, chunk.origin)
                     self._wire_s[place // self._rows_per_step] += answer.wire_s
                     self._finish(place // self._rows_per_step)
 
     def _finish(self, index: int) -> None:
         begin = index * self._rows_per_step
-        parts = [part for part in self._parts[begin : begin + self._rows_per_step] if part]
-        if len(parts) == self._rows_per_step:
-            self._futures[index].set_result(_Fetched(parts, self._wire_s[index]))
+        rows = [row for row in self._rows[begin : begin + self._rows_per_step] if row]
+        if len(rows) == self._rows_per_step:
+            self._futures[index].set_result(_Fetched(rows, self._wire_s[index]))
