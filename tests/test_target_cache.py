@@ -137,6 +137,8 @@ def test_a_shard_is_an_archive_that_numpy_opens(tmp_path):
     row = RowId(2, 17)
     store(str(tmp_path), [row, RowId(0, 0)])
     (url,) = shards(str(tmp_path))
+    packed = target_shards.pack_row(targets_of(row), "0" * 32)
+    assert Path(url).stat().st_size == target_shards.shard_bytes({row: packed, RowId(0, 0): packed})
     with np.load(url) as archive:
         assert set(archive) == {"2-17", "0-0"}
         record = archive["2-17"]
