@@ -80,6 +80,12 @@ class TeacherConfig(Section):
     prefetch_steps: int = changeable(
         4, ge=1, description="Steps whose targets may be on their way at once."
     )
+    prefetch_bytes: int = changeable(
+        2_000_000_000,
+        ge=1,
+        description="Bytes of targets that a host may have on their way at once; one step always "
+        "may.",
+    )
     steps_per_request: int = changeable(
         1,
         ge=1,
@@ -95,6 +101,23 @@ class TeacherConfig(Section):
     )
     retry_for_s: float = changeable(
         600.0, gt=0, description="How long a step waits for a teacher to answer before it fails."
+    )
+    labels_after_s: float | None = changeable(
+        None,
+        gt=0,
+        description="How long after the last answer a run without teachers goes on with labels "
+        "alone, until one answers again; unset waits.",
+    )
+    sameness: Literal["exact", "mixed"] = changeable(
+        "exact",
+        description="`exact` uses teachers of one kind of machine and software, whose answers are "
+        "equal bit for bit; `mixed` uses any, equal within rounding.",
+    )
+    cache_bytes: int = changeable(
+        8_000_000_000,  # small beside a disk, and some fifty million tokens of the default codec
+        ge=0,
+        description="Most bytes that this teacher's answers may take up below `storage`, where "
+        "other epochs, attempts and runs find them; 0 keeps none.",
     )
 
 

@@ -26,6 +26,16 @@ _SHOWN_EVENTS = {
     "scaled": "teachers: {before} → {teachers} ({reason})",
     "scaling_effect": "with {teachers} teachers the student waits {stall_share:.0%} of its time, "
     "before {stall_share_before:.0%}",
+    "targets_damaged": "stored targets are damaged and asked for again: {shard}: {reason}",
+    "targets_cache_full": "further targets are not stored: {reason}",
+    "targets_cache_unwritable": "targets cannot be stored in {folder}: {reason}",
+    "targets_cache_unreadable": "stored targets cannot be read from {folder}: {reason}",
+    "teacher_hedged": "replica {replica} is late: {rows} rows were asked of another one too",
+    "teacher_failed": "replica {replica} failed with {rows} rows to go ({reason})",
+    "teacher_quarantined": "replica {replica} is not used any more: {reason}",
+    "row_poisoned": "{reason}; it is trained on its labels alone",
+    "labels_alone": "step {step}: no teacher for {after_s} s, going on with labels alone",
+    "targets_again": "teachers answer again",
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from workers.record import EVENTS, LOGS, STEPS
 from workers.storage import join, list_names, read_bytes
+from workers.target_ledger import joined
 
 Line = dict[str, Any]
 
@@ -20,10 +21,11 @@ def merge_steps(segments: Iterable[tuple[str, list[Line]]]) -> list[Line]:
 
     Writers are named `aATTEMPT-hHOST`. An attempt that starts at step s supersedes what earlier
     attempts wrote of later steps. Host 0 writes a step's line; of the other hosts the largest
-    stall counts, part by part, since the slowest host holds up the gang.
+    stall counts, part by part, since the slowest host holds up the gang, and what their rows'
+    targets were is joined to its own.
     """
     attempts: dict[int, dict[int, Line]] = {}
-    stalls: dict[tuple[int, int], Line] = {}
+    others: dict[tuple[int, int], Line] = {}
     starts: dict[int, int] = {}
     for writer, lines in segments:
         attempt = int(writer[1:5])
@@ -33,13 +35,15 @@ def merge_steps(segments: Iterable[tuple[str, list[Line]]]) -> list[Line]:
             elif "loss" in line:
                 attempts.setdefault(attempt, {})[line["step"]] = line
             else:
-                before = stalls.get((attempt, line["step"]), {})
-                stalls[attempt, line["step"]] = _largest(before, line["stall_s"])
+                before = others.get((attempt, line["step"]))
+                others[attempt, line["step"]] = _together(line, before)
     steps: dict[int, Line] = {}
     for attempt, first in sorted(starts.items()):
         steps = {step: line for step, line in steps.items() if step <= first}
         steps |= attempts.get(attempt, {})
-    return [_with_stalls(steps[step], stalls) for step in sorted(steps)]
+    return [
+        _together(line, others.get((line["attempt"], step))) for step, line in sorted(steps.items())
+    ]
 
 
 class Tail:
@@ -70,13 +74,14 @@ def read_logs(run_url: str) -> list[Line]:
     return sorted(lines, key=lambda line: line["time_s"])
 
 
-def _with_stalls(line: Line, stalls: dict[tuple[int, int], Line]) -> Line:
-    others = stalls.get((line["attempt"], line["step"]), {})
-    return {**line, "stall_s": _largest(line["stall_s"], others)}
-
-
-def _largest(one: Line, other: Line) -> Line:
-    return {part: max(one.get(part, 0.0), other.get(part, 0.0)) for part in one | other}
+def _together(line: Line, other: Line | None) -> Line:
+    """A host's line of a step with what another one's adds to it."""
+    if other is None:
+        return line
+    parts, more = line["stall_s"], other["stall_s"]
+    stall_s = {part: max(parts.get(part, 0.0), more.get(part, 0.0)) for part in parts | more}
+    targets = [each["targets"] for each in (line, other) if "targets" in each]
+    return {**line, "stall_s": stall_s, **({"targets": joined(targets)} if targets else {})}
 
 
 def _segments(run_url: str, folder: str) -> Iterator[tuple[str, list[Line]]]:

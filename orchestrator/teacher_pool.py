@@ -13,6 +13,7 @@ from ray.serve.schema import ApplicationStatus
 from configs.run import TeacherConfig
 from workers.jobs import TeacherJob
 from workers.serve_teacher import DEPLOYMENT, TeacherReplica
+from workers.teacher_router import TeacherRouter
 
 _TRIES = 10
 
@@ -116,7 +117,7 @@ class TeacherPool:
             name=DEPLOYMENT,
             num_replicas=replicas,
             request_router_config=RequestRouterConfig(
-                request_router_class="workers.teacher_router:TeacherRouter"
+                request_router_class=TeacherRouter  # pyright: ignore[reportArgumentType]
             ),
             # Enough for every student host to have all its prefetched steps asked for.
             max_ongoing_requests=1024,

@@ -61,6 +61,18 @@ def test_the_slowest_host_counts_part_by_part_and_attempt_by_attempt():
     assert line["loss"] == 1.0
 
 
+def test_the_targets_of_all_hosts_are_told_together():
+    entry = {"codec": "codec", "teacher": "teacher"}
+    lines = [
+        {**step_line(1, 1), "targets": {**entry, "from": {"a": 2}, "digest": f"{1:032x}"}},
+        {"step": 1, "stall_s": {}, "targets": {**entry, "from": {"a": 1}, "digest": "f" * 32}},
+    ]
+    segments = [(f"a0001-h{host:04d}", [line]) for host, line in enumerate(lines)]
+    segments.append(("a0001-h0000", [{"attempt": 1, "start_step": 0}]))
+    (line,) = merge_steps(segments)
+    assert line["targets"] == {**entry, "from": {"a": 3}, "digest": "0" * 32}
+
+
 def test_nothing_written_is_nothing_read(tmp_path):
     assert merge_steps([]) == []
     for read in (read_steps, read_events, read_logs):

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,16 @@ from workers import checkpoint
 from workers.checkpoint import checkpoint_url, read_entry, read_meta
 from workers.jobs import StartPoint, StudentJob, TeacherJob
 from workers.preparer import Prepared, prepare
+from workers.rows import RowId
 from workers.student import STOP_SIGNAL, Finish, Hooks, train
 from workers.tally import Tally
-from workers.targets_protocol import Answer, TargetRequest, TargetSource, TeacherUnavailableError
+from workers.targets_protocol import (
+    CACHE,
+    Answer,
+    TargetRequest,
+    TargetSource,
+    TeacherUnavailableError,
+)
 from workers.teacher import Teacher
 
 NUM_STEPS = 6
@@ -46,7 +54,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config_of(storage: Path, name: str, distilled: bool = False, **changes: Any) -> RunConfig:
+def config_of(
+    storage: Path, name: str, distilled: bool = False, cache_bytes: int = 0, **changes: Any
+) -> RunConfig:
     values = {"steps": NUM_STEPS, "mesh": MESH} | changes
     if distilled:
         values["objective"] = {"kind": "distill", "label_weight": 0.25}
@@ -56,6 +66,7 @@ def config_of(storage: Path, name: str, distilled: bool = False, **changes: Any)
             "rows_per_batch": 3,
             "prefetch_steps": 2,
             "retry_for_s": 60,
+            "cache_bytes": cache_bytes,
         }
     return tiny_config(storage, name, **values)
 
@@ -99,6 +110,7 @@ class Beside(TargetSource):
         self._teacher = teacher
         self._fails_every = fails_every
         self.num_chunks = 0
+        self.asked: list[RowId] = []
 
     def sameness(self) -> str:
         return self._teacher.sameness
@@ -106,6 +118,7 @@ class Beside(TargetSource):
     def ask(
         self, request: TargetRequest, exclude: frozenset[str] = frozenset()
     ) -> Iterator[Answer]:
+        self.asked += request.rows
         for chunk in self._teacher.score(request):
             yield Answer(chunk, 0.0)
             self.num_chunks += 1
@@ -250,6 +263,55 @@ def test_distilling_resumes_to_the_same_bits_beside_a_teacher_that_dies(distille
     retries = [event for event in read_events(run) if event["event"] == "teacher_retry"]
     assert retries and {event["step"] for event in retries} <= {5, 6}
     assert {event["reason"] for event in retries} == {"the replica died"}
+
+
+def test_stored_targets_are_not_asked_for_again(storage, distilled, facts, teacher):
+    """By an attempt that resumes, and by another run; and what is damaged is."""
+    config = config_of(storage, "storing", distilled=True, cache_bytes=2**30)
+    job = job_of(facts, config, teacher_digest=teacher[1])
+    source = Beside(teacher[0])
+    assert train(job, source) == distilled[1]
+    rows = set(source.asked)
+    origins = origins_of(config)
+    assert origins["replica"] >= len(source.asked) == len(rows)
+    assert set(origins) <= {"replica", CACHE}, "small sources give some rows a second time"
+
+    run_url = f"{storage}/runs/storing"
+    again = continued(config, "storing-again", 4)
+    start = StartPoint("resume", checkpoint_url(run_url, 4), 4)
+    job = job_of(facts, again, start, attempt=2, teacher_digest=teacher[1])
+    source = Beside(teacher[0])
+    assert train(job, source) == distilled[1]
+    assert source.asked == []
+
+    shards = list(Path(storage, "targets").glob("*/*.npz"))
+    content = bytearray(shards[0].read_bytes())
+    content[2000] ^= 1
+    shards[0].write_bytes(content)
+    mended = config_of(storage, "mended", distilled=True, cache_bytes=2**30)
+    job = job_of(facts, mended, teacher_digest=teacher[1])
+    source = Beside(teacher[0])
+    assert train(job, source) == distilled[1]
+    told = [e for e in read_events(f"{storage}/runs/mended") if e["event"] == "targets_damaged"]
+    assert [event["row"] for event in told] == [list(row) for row in source.asked]
+    assert len(source.asked) == 1
+    ledgers = [ledger_of(each) for each in (distilled[0], config, again, mended)]
+    assert ledgers[0] == ledgers[1] == ledgers[2] == ledgers[3]
+    for each in (config, again, mended):
+        assert losses(each) == losses(distilled[0])
+
+
+def origins_of(config: RunConfig) -> Counter[str]:
+    lines = read_steps(f"{config.storage}/runs/{config.name}")
+    return sum((Counter(line["targets"]["from"]) for line in lines), Counter())
+
+
+def ledger_of(config: RunConfig) -> list[str]:
+    """The digests of the targets of each step, wherever they came from."""
+    lines = read_steps(f"{config.storage}/runs/{config.name}")
+    assert all(sum(line["targets"]["from"].values()) == 8 for line in lines)
+    assert {line["targets"]["codec"] for line in lines} == {"hybrid(k=4,draws=5,temperature=1.0)"}
+    return [line["targets"]["digest"] for line in lines]
 
 
 @pytest.mark.parametrize("every_steps", [1, 100])

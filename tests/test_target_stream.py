@@ -15,8 +15,9 @@ from model.targets import wire_view
 from workers import target_stream
 from workers.patience import PoisonedRowError
 from workers.rows import RowId
-from workers.target_stream import TargetStream
+from workers.target_stream import Provenance, TargetStream
 from workers.targets_protocol import (
+    LABELS,
     MIXED,
     Answer,
     TargetChunk,
@@ -39,6 +40,10 @@ def request_of(step: int) -> TargetRequest:
     rows = tuple(RowId(0, step * NUM_ROWS + row) for row in range(NUM_ROWS))
     tokens = np.array([[row.index, step] for row in rows], np.int32)
     return TargetRequest(SPEC, rows, tokens, tokens + 1, tokens + 2)
+
+
+def digest_of(row: RowId) -> str:
+    return f"{row.index:032x}"
 
 
 def expected_targets(step: int) -> np.ndarray:
@@ -71,8 +76,8 @@ class Source:
                 raise TeacherUnavailableError("the replica died")
             part = slice(start, start + CHUNK_ROWS)
             arrays = wire_view({"half": (request.inputs[part] * 0.5).astype(np.float32)})
-            digests = tuple(f"digest-{row.index}" for row in request.rows[part])
-            yield Answer(TargetChunk(request.rows[part], arrays, digests, "replica"), 0.0)
+            rows = request.rows[part]
+            yield Answer(TargetChunk(rows, arrays, tuple(map(digest_of, rows)), "replica"), 0.0)
         if failure is not None and failure >= 0:
             raise TeacherUnavailableError("the replica died at the end")
 
@@ -109,11 +114,12 @@ def test_a_source_that_dies_in_any_way_gives_the_same_bytes(failures, prefetch_s
         steps_per_request=data.draw(st.integers(1, prefetch_steps)),
     )
     for step in range(NUM_STEPS):
-        encoded, has_targets, cost, ledger = stream.take(step)
+        encoded, has_targets, cost, provenance = stream.take(step)
+        assert provenance.digests == tuple(map(digest_of, request_of(step).rows))
+        assert provenance.origins == ("replica",) * NUM_ROWS
         assert encoded.keys() == {"half"} and encoded["half"].dtype == np.float32
         np.testing.assert_array_equal(encoded["half"], expected_targets(step))
         assert min(cost) >= 0 and has_targets.all()
-        assert ledger["from"] == {"replica": NUM_ROWS}
     stream.close()
 
 
@@ -366,16 +372,16 @@ def test_closing_ends_a_stream_that_fails_on(monkeypatch):
     assert len(events) == 2
 
 
-def ledgers(stream: TargetStream) -> list[dict]:
+def provenances(stream: TargetStream) -> list[Provenance]:
     taken = [stream.take(step) for step in range(NUM_STEPS)]
     stream.close()
-    return [step.ledger for step in taken]
+    return [step.provenance for step in taken]
 
 
-def test_the_ledger_tells_the_same_bytes_whatever_happened_on_the_way():
-    quiet = ledgers(open_stream(Source()))
-    assert ledgers(open_stream(Source([0, 1, 2, 1, 0, 1]), prefetch_steps=1)) == quiet
-    assert len({step["digest"] for step in quiet}) == NUM_STEPS
+def test_the_same_bytes_are_told_whatever_happened_on_the_way():
+    quiet = provenances(open_stream(Source()))
+    assert provenances(open_stream(Source([0, 1, 2, 1, 0, 1]), prefetch_steps=1)) == quiet
+    assert len({step.digests for step in quiet}) == NUM_STEPS
 
 
 def test_a_row_that_comes_twice_in_a_request_is_asked_for_once():
@@ -422,7 +428,7 @@ def test_without_a_teacher_steps_go_on_with_labels_and_with_targets_when_it_is_b
     assert eventually(lambda: len(source.asked) == 1)
     taken = [stream.take(step) for step in range(4)]
     for step in taken[1:]:
-        assert not step.has_targets.any() and step.ledger["from"] == {"labels": NUM_ROWS}
+        assert not step.has_targets.any() and step.provenance.origins == (LABELS,) * NUM_ROWS
         np.testing.assert_array_equal(step.encoded["half"], np.zeros((NUM_ROWS, 2)))
     names = [name for name, _ in events if name != "teacher_retry"]
     assert names == ["labels_alone"], "told once"
@@ -448,7 +454,7 @@ def test_rows_that_came_are_used_although_the_rest_is_given_up(monkeypatch):
     stream.close()
     assert step.has_targets.tolist() == [True, True, False, False, False]
     np.testing.assert_array_equal(step.encoded["half"][:2], expected_targets(0)[:2])
-    assert step.ledger["from"] == {"labels": 3, "replica": 2}
+    assert step.provenance.origins == ("replica",) * 2 + (LABELS,) * 3
 
 
 def test_a_poisoned_row_is_named_and_trained_on_its_label():

@@ -5,10 +5,10 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from workers.storage import join, read_json, write_new
 
@@ -23,7 +23,7 @@ def sameness_class(shape: tuple[int, ...], compute_dtype: str) -> str:
     parts = [
         device.device_kind.replace(" ", "-"),
         _cpu_kind() if device.platform == "cpu" else device.client.platform_version,
-        f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
+        f"jax {version('jax')}, jaxlib {version('jaxlib')}",
         compute_dtype,
         "x".join(map(str, shape)),
     ]

@@ -26,6 +26,9 @@ class StepRows:
         self._seed = config.seed
         self._rows_per_step = config.batch.rows
         self._local_rows = local_rows
+        self.num_rows = len(local_rows)
+        self.first_row = local_rows.start
+        """This host's first place in the global batch."""
         self._arrays = functools.lru_cache(maxsize=_KEPT_STEPS)(self._read)
         self._read_to = 0  # whoever asked for the steps below it reads them
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="rows")

@@ -1,18 +1,14 @@
 """Sorts the rows of a request's answers, which know no steps, into steps."""
 
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from workers.rows import RowId
 from workers.targets_protocol import Answer
-
-LABELS = "labels"
 
 
 class RowTargets(NamedTuple):
@@ -29,13 +25,6 @@ class Fetched(NamedTuple):
     rows: list[RowTargets | None]
     wire_s: float
     busy_s: float
-
-    def ledger(self) -> dict[str, object]:
-        """For the record: how many rows came from where, and one digest of all their bytes."""
-        origins = Counter(LABELS if row is None else row.origin for row in self.rows)
-        digests = ("" if row is None else row.digest for row in self.rows)
-        digest = xxhash.xxh3_64("\n".join(digests).encode()).hexdigest()
-        return {"from": dict(sorted(origins.items())), "digest": digest}
 
 
 class StepSorter:

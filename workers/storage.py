@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -177,6 +178,17 @@ def exists(url: str) -> bool:
     """Whether there is a file or folder."""
     fs, path = open_storage(url)
     return fs.exists(path)
+
+
+def free_bytes(url: str) -> int | None:
+    """Bytes that are free on the disk of a path, which need not exist; None on an object store."""
+    fs, path = open_storage(url)
+    if not isinstance(fs, LocalFileSystem):
+        return None
+    place = Path(path)
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def list_names(url: str) -> list[str]:

@@ -21,13 +21,13 @@ from workers.checkpoint import (
     read_meta,
     restore_state,
 )
+from workers.host_targets import HostTargets
 from workers.jobs import StudentJob
 from workers.record import STEPS, EventWriter, SegmentWriter
 from workers.rows import RowReader
 from workers.step_rows import StepRows
 from workers.storage import join
-from workers.target_stream import TargetStream
-from workers.targets_protocol import MIXED, TargetSource, TargetSpec
+from workers.targets_protocol import TargetSource
 from workers.teacher import codec_of
 from workers.train_step import (
     Batch,
@@ -39,6 +39,7 @@ from workers.train_step import (
 )
 
 STOP_SIGNAL = 1
+HAS_TARGETS = "has_targets"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class _Dispatched(NamedTuple):
     metrics: StepMetrics
     stall_s: dict[str, float]
     teacher_busy_s: float
+    targets: dict[str, Any] | None
 
 
 class Student:
@@ -83,11 +85,12 @@ class Student:
         self._rows = StepRows(reader, config, _local_rows(self._mesh, config.batch.rows))
         self._state = self._initial_state()
         self._codec = None
-        self._stream = None
+        self._targets = None
         if config.distilled:
             assert config.teacher is not None and source is not None
             self._codec = codec_of(config.teacher)
-            self._stream = self._open_stream(source)
+            steps = range(job.start.step, config.steps)
+            self._targets = HostTargets(job, source, self._rows, steps, self._events.say)
         self._step_fn = make_train_step(config, self._codec, self._mesh)
         self._checkpoint_stall_s = 0.0
         self._settled_at = time.perf_counter()
@@ -132,14 +135,14 @@ class Student:
             meta = self._describe()
         finally:
             self._rows.close()
-            if self._stream is not None:
-                self._stream.close()
+            if self._targets is not None:
+                self._targets.close()
             self._record.close()
             self._events.close()
         return Finish(meta.step, meta.digest, stopped and meta.step < self._job.config.steps)
 
     def _targets_here(self, index: int) -> bool:
-        return self._stream is None or self._stream.is_here(index)
+        return self._targets is None or self._targets.is_here(index)
 
     def _dispatch(self, index: int) -> _Dispatched:
         """Gathers the inputs of a step and puts it on the devices."""
@@ -148,9 +151,12 @@ class Student:
         data_s = time.perf_counter() - began
         encoded: dict[str, Any] = {}
         teacher_s = wire_s = decode_s = busy_s = 0.0
-        if self._stream is not None:
-            arrays, (teacher_s, wire_s, decode_s, busy_s) = self._stream.take(index)
+        ledger = None
+        if self._targets is not None:
+            arrays, has_targets, cost, ledger = self._targets.take(index)
+            teacher_s, wire_s, decode_s, busy_s = cost
             began = time.perf_counter()
+            arrays[HAS_TARGETS] = has_targets
             encoded = {name: self._global(array) for name, array in arrays.items()}
             decode_s += time.perf_counter() - began
         signals = np.full(jax.local_device_count(), self._hooks.signal(), np.int32)
@@ -164,13 +170,15 @@ class Student:
             "checkpoint": self._checkpoint_stall_s,
         }
         self._checkpoint_stall_s = 0.0
-        return _Dispatched(index + 1, metrics, stall_s, busy_s)
+        return _Dispatched(index + 1, metrics, stall_s, busy_s, ledger)
 
     def _settle(self, step: _Dispatched) -> bool:
         """Waits for a step's metrics and records them; true when some host asks to stop."""
         metrics = StepMetrics(*(value.item() for value in jax.device_get(step.metrics)))
         now = time.perf_counter()
         line: dict[str, Any] = {"step": step.step, "stall_s": step.stall_s}
+        if step.targets is not None:
+            line["targets"] = step.targets
         if jax.process_index() == 0:
             line |= {
                 "loss": metrics.loss,
@@ -246,26 +254,6 @@ class Student:
                 f"run reads {job.dataset_digest[:12]}; its text has changed: put it back, or "
                 f"start a new run from the weights (start_from.state=weights)"
             )
-
-    def _open_stream(self, source: TargetSource) -> TargetStream:
-        job = self._job
-        assert job.config.teacher is not None and job.teacher_digest is not None
-        assert self._codec is not None
-        spec = TargetSpec(
-            job.dataset_digest, job.teacher_digest, self._codec.name, job.config.seed, MIXED
-        )
-
-        return TargetStream(
-            source,
-            lambda index: self._rows.request(index, spec),
-            range(job.start.step, job.config.steps),
-            prefetch_steps=job.config.teacher.prefetch_steps,
-            steps_per_request=job.config.teacher.steps_per_request,
-            retry_for_s=job.config.teacher.retry_for_s,
-            on_retry=lambda index, error: self._events.say(
-                "teacher_retry", step=index + 1, reason=str(error)
-            ),
-        )
 
     def _global(self, local: np.ndarray) -> jax.Array:
         """This host's rows as its part of the global batch."""

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from model.targets import from_wire
 from workers.patience import PoisonedRowError
 from workers.step_sorter import Fetched, StepSorter
-from workers.targets_protocol import TargetRequest, TargetSource, TeacherUnavailableError
+from workers.targets_protocol import LABELS, TargetRequest, TargetSource, TeacherUnavailableError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 
@@ -28,6 +28,13 @@ class Cost(NamedTuple):
     busy_s: float
 
 
+class Provenance(NamedTuple):
+    """Of each row of one step: the digest of its targets, and who gave them."""
+
+    digests: tuple[str, ...]
+    origins: tuple[str, ...]
+
+
 class StepTargets(NamedTuple):
     """What the teacher says about one step's rows, in the request's order."""
 
@@ -35,7 +42,7 @@ class StepTargets(NamedTuple):
     has_targets: Bool[np.ndarray, " B"]
     """False where a row is to be trained on its labels alone; `encoded` holds zeros there."""
     cost: Cost
-    ledger: dict[str, object]
+    provenance: Provenance
 
 
 class _Pending(NamedTuple):
@@ -116,7 +123,11 @@ class TargetStream:
         has_targets = np.array([row is not None for row in fetched.rows])
         decode_s = time.perf_counter() - began
         cost = Cost(waited_s - wire_s, wire_s, decode_s, fetched.busy_s)
-        return StepTargets(encoded, has_targets, cost, fetched.ledger())
+        provenance = Provenance(
+            tuple(row.digest if row else "" for row in fetched.rows),
+            tuple(row.origin if row else LABELS for row in fetched.rows),
+        )
+        return StepTargets(encoded, has_targets, cost, provenance)
 
     def close(self) -> None:
         """Ends asking; what is on its way is dropped."""

@@ -12,7 +12,8 @@ from jaxtyping import Int32
 from workers.rows import RowId
 
 MIXED = "mixed"
-CACHE = "cache"
+# Where a row's targets are from, if not from a replica.
+CACHE, LABELS = "cache", "labels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +136,10 @@ class TeacherUnavailableError(RuntimeError):
     def __init__(self, message: str, replica: str | None = None, died: bool = False):
         super().__init__(message)
         self.replica, self.died = replica, died
+
+
+class OtherClassError(RuntimeError):
+    """A replica of another class than the one whose answers the run uses."""
 
 
 class WrongTeacherError(RuntimeError):

@@ -21,6 +21,7 @@ from workers.rows import RowId
 from workers.sameness import sameness_class
 from workers.targets_protocol import (
     MIXED,
+    OtherClassError,
     Row,
     Scored,
     TargetChunk,
@@ -108,7 +109,7 @@ class Teacher:
         return f"{self._digest} {self._codec.name} {self._row_length}"
 
     def check(self, request: TargetRequest) -> None:
-        """Raises ValueError unless the request means this teacher."""
+        """Raises ValueError unless the request means this teacher, OtherClassError if not quite."""
         spec = request.spec
         if (spec.teacher_digest, spec.codec) != (self._digest, self._codec.name):
             raise ValueError(
@@ -116,8 +117,8 @@ class Teacher:
                 f"for {spec.teacher_digest} with {spec.codec}; the run and its pool differ"
             )
         if spec.sameness not in (MIXED, self.sameness):
-            raise ValueError(
-                f"The run's targets come from teachers of the class {spec.sameness!r}, and this "
+            raise OtherClassError(
+                f"the run's targets come from teachers of the class {spec.sameness!r}, and this "
                 f"one is of {self.sameness!r}, which may differ in the last bits: give the pool "
                 f"machines of the first kind, or set teacher.sameness to mixed"
             )

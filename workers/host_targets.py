@@ -1,0 +1,156 @@
+"""One host's targets of a run: from storage, else from the teachers; asked for ahead, in order."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from configs.run import TeacherConfig
+from model.targets import bytes_per_token, wire_view
+from workers.jobs import StudentJob
+from workers.sameness import agreed_sameness
+from workers.step_rows import StepRows
+from workers.target_cache import TargetCache
+from workers.target_ledger import ledger_entry
+from workers.target_sources import CachedSource, VerifiedSource
+from workers.target_stream import Cost, TargetStream
+from workers.targets_protocol import (
+    MIXED,
+    TargetRequest,
+    TargetSource,
+    TargetSpec,
+    TeacherUnavailableError,
+)
+from workers.teacher import codec_of
+
+_ASK_AGAIN_AFTER_S = 0.5
+
+
+class HostStep(NamedTuple):
+    """A step's targets as the student needs them, and what the record says of them."""
+
+    encoded: dict[str, np.ndarray]
+    has_targets: Bool[np.ndarray, " B"]
+    cost: Cost
+    ledger: dict[str, Any]
+
+
+class HostTargets:
+    """What a host's steps need of the teacher.
+
+    Args:
+        rows: the host's rows of every step.
+        steps: the steps to come, in order.
+        say: records an event; takes its name and details.
+    """
+
+    def __init__(
+        self,
+        job: StudentJob,
+        source: TargetSource,
+        rows: StepRows,
+        steps: range,
+        say: Callable[..., None],
+    ):
+        config = job.config.teacher
+        assert config is not None
+        self._job, self._config, self._rows, self._say = job, config, rows, say
+        self._source = source
+        self._codec = codec_of(config)
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._spec: TargetSpec | None = None
+        self._cache: TargetCache | None = None
+        num_steps, together = _ahead(config, self._bytes_per_step())
+        self._stream = TargetStream(
+            CachedSource(lambda: self._cache, VerifiedSource(source)),
+            self._request,
+            steps,
+            rows_per_step=rows.num_rows,
+            prefetch_steps=num_steps,
+            steps_per_request=together,
+            retry_for_s=config.retry_for_s,
+            labels_after_s=config.labels_after_s,
+            blank=self._blank_row(),
+            say=say,
+        )
+
+    def is_here(self, index: int) -> bool:
+        """Whether `take` would return at once."""
+        return self._stream.is_here(index)
+
+    def take(self, index: int) -> HostStep:
+        """As `TargetStream.take`, with the step's entry in the ledger."""
+        step = self._stream.take(index)
+        spec = self._spec or self._spec_of("")
+        entry = ledger_entry(spec, self._rows.first_row, *step.provenance)
+        return HostStep(step.encoded, step.has_targets, step.cost, entry)
+
+    def close(self) -> None:
+        """Ends asking, and returns when what has come is on storage."""
+        self._closed.set()
+        self._stream.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    def _request(self, index: int) -> TargetRequest:
+        return self._rows.request(index, self._agreed_spec())
+
+    def _agreed_spec(self) -> TargetSpec:
+        """What is asked for; waits for a teacher while the run has none to agree with."""
+        with self._lock:
+            if self._spec is None:
+                self._spec = self._spec_of(self._sameness())
+                if self._config.cache_bytes:
+                    self._cache = TargetCache(
+                        self._job.storage_url, self._spec, self._config.cache_bytes, self._say
+                    )
+            return self._spec
+
+    def _sameness(self) -> str:
+        if self._config.sameness == MIXED:
+            return MIXED
+        deadline = time.monotonic() + self._config.retry_for_s
+        while True:
+            try:
+                return agreed_sameness(self._job.run_url, self._source.sameness)
+            except TeacherUnavailableError as error:
+                if time.monotonic() > deadline:
+                    raise TeacherUnavailableError(
+                        f"No teacher answered within {self._config.retry_for_s:.0f} s "
+                        f"(teacher.retry_for_s); the last try met: {error}"
+                    ) from error
+                if self._closed.wait(_ASK_AGAIN_AFTER_S):
+                    raise
+
+    def _spec_of(self, sameness: str) -> TargetSpec:
+        job = self._job
+        assert job.teacher_digest is not None
+        return TargetSpec(
+            job.dataset_digest, job.teacher_digest, self._codec.name, job.config.seed, sameness
+        )
+
+    def _bytes_per_step(self) -> int:
+        config = self._job.config
+        num_tokens = self._rows.num_rows * config.data.row_length
+        return num_tokens * bytes_per_token(self._codec, config.model.vocab_size)
+
+    def _blank_row(self) -> dict[str, np.ndarray]:
+        """Zeros in the form of one row's targets."""
+        config = self._job.config
+        logits = jax.ShapeDtypeStruct((1, config.data.row_length, config.model.vocab_size), "f4")
+        keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
+        shapes = jax.eval_shape(self._codec.encode, logits, keys)
+        return wire_view({name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()})
+
+
+def _ahead(config: TeacherConfig, bytes_per_step: int) -> tuple[int, int]:
+    """Steps that may be on their way at once, and in one request: at least one, however large."""
+    room = max(config.prefetch_bytes // bytes_per_step, 1)
+    num_steps = min(config.prefetch_steps, room)
+    return num_steps, min(config.steps_per_request, num_steps)

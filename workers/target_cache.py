@@ -1,0 +1,234 @@
+"""Targets kept on the run's storage: what a teacher has answered once is not asked again.
+
+Below `STORAGE/targets/KEY/` lie `spec.json`, which says in words what the key stands for, and
+shards (`workers.target_shards`) with unique names that never change. So any number of runs and
+hosts write side by side; where a row lies twice, either will do.
+"""
+
+import dataclasses
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+
+from workers.rows import RowId
+from workers.storage import free_bytes, join, read_json, write_json
+from workers.target_index import Place, ShardIndex
+from workers.target_shards import (
+    SUFFIX,
+    DamagedTargetsError,
+    StoredRow,
+    entry_content,
+    pack_row,
+    shard_bytes,
+    unpack_row,
+    write_shard,
+)
+from workers.targets_protocol import TargetChunk, TargetSpec, row_digest
+
+SPEC_FILE = "spec.json"
+SHARD_BYTES = 64 * 2**20
+SHARD_AGE_S = 10.0
+MAX_WAITING_BYTES = 4 * SHARD_BYTES
+LEAVE_FREE_BYTES = 2**30
+
+_log = logging.getLogger(__name__)
+
+
+def targets_folder(storage_url: str, key: str) -> str:
+    """Where the targets of a `TargetSpec.key` lie."""
+    return join(storage_url, "targets", key)
+
+
+class TargetCache:
+    """The stored targets of one key; all of it may be used from any thread.
+
+    Nothing that happens to the storage raises: rows that cannot be read are misses, rows that
+    cannot be written are dropped, and `tell` says so.
+
+    Args:
+        max_bytes: of all shards of the key, whoever wrote them. Writers look before each shard,
+            so several at once may go beyond by one shard each.
+        tell: takes an event and its details: `targets_damaged` (shard, row, reason),
+            `targets_cache_unreadable`, `targets_cache_unwritable` and `targets_cache_full`
+            (reason). Each shard or row is told once, and an obstacle once until it is gone.
+    """
+
+    def __init__(
+        self, storage_url: str, spec: TargetSpec, max_bytes: int, tell: Callable[..., None]
+    ):
+        self._folder_url = targets_folder(storage_url, spec.key)
+        self._spec, self._max_bytes, self._tell = spec, max_bytes, tell
+        self._index = ShardIndex(self._folder_url, self._damaged_shard, self._unreadable)
+        self._obstacles: set[str] = set()
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._waiting: dict[RowId, bytes] = {}
+        self._waiting_bytes = self._num_dropped = 0
+        self._takes = True  # until it is full or closed
+        self._closed = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._write_often, daemon=True, name="target-cache")
+        self._thread.start()
+
+    def get(self, rows: Iterable[RowId]) -> dict[RowId, StoredRow]:
+        """Those of `rows` that are here, each with its digest verified."""
+        self._index.refresh_once()
+        wanted = set(rows)
+        with self._lock:
+            waiting = {row: self._waiting[row] for row in wanted & self._waiting.keys()}
+        found = {row: unpack_row(content) for row, content in waiting.items()}
+        tried: set[tuple[RowId, Place]] = set()
+        while places := [
+            (row, place)
+            for row in sorted(wanted - found.keys())
+            if (place := self._untried(row, tried)) is not None
+        ]:
+            tried.update(places)
+            entries = self._index.read([place for _, place in places])
+            for (row, place), entry in zip(places, entries, strict=True):
+                stored = self._opened(row, place, entry)
+                if stored is not None:
+                    found[row] = stored
+        return found
+
+    def put(self, chunk: TargetChunk) -> None:
+        """Has the rows of a chunk written by and by, but for those that are here already.
+
+        Never waits: where more than `MAX_WAITING_BYTES` wait for the storage, rows are dropped.
+        """
+        with self._lock:
+            for index, row in enumerate(chunk.rows):
+                if not self._takes or row in self._waiting or row in self._index:
+                    continue
+                arrays = {name: array[index] for name, array in chunk.arrays.items()}
+                content = pack_row(arrays, chunk.digests[index])
+                if self._waiting_bytes + len(content) > MAX_WAITING_BYTES:
+                    self._num_dropped += 1
+                    continue
+                self._waiting[row] = content
+                self._waiting_bytes += len(content)
+            if self._waiting_bytes >= SHARD_BYTES:
+                self._wake.set()
+
+    def flush(self) -> None:
+        """Returns when every row put so far is on storage, or is told not to be."""
+        with self._writing:
+            with self._lock:
+                waiting, num_dropped = dict(self._waiting), self._num_dropped
+                self._num_dropped = 0
+            if num_dropped:
+                reason = f"storage is slower than the teachers: {num_dropped} rows were not kept"
+                self._tell("targets_cache_unwritable", folder=self._folder_url, reason=reason)
+            if not waiting:
+                return
+            self._index.refresh()
+            self._write({row: each for row, each in waiting.items() if row not in self._index})
+            with self._lock:
+                for row, content in waiting.items():
+                    del self._waiting[row]
+                    self._waiting_bytes -= len(content)
+
+    def close(self) -> None:
+        """Writes what waits and ends the background thread; later rows are not kept."""
+        self._closed.set()
+        self._wake.set()
+        self._thread.join()
+        with self._lock:
+            self._takes = False
+        self.flush()
+
+    def _write_often(self) -> None:
+        while not self._closed.is_set():
+            self._wake.wait(SHARD_AGE_S)
+            self._wake.clear()
+            self.flush()
+
+    def _write(self, rows: dict[RowId, bytes]) -> None:
+        if not rows:
+            return
+        num_bytes, shard = shard_bytes(rows), f"{uuid.uuid4().hex}{SUFFIX}"
+        try:
+            if not self._has_room(num_bytes):
+                return
+            self._write_spec()
+            extents = write_shard(join(self._folder_url, shard), rows)
+        except Exception as error:  # object stores raise errors of their own kinds
+            self._obstacle("targets_cache_unwritable", error)
+            return
+        self._index.add(shard, num_bytes, extents)
+        self._works_again("targets_cache_unwritable")
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Whether a shard may be written; if not, none is from now on."""
+        used, free = self._index.num_bytes, free_bytes(self._folder_url)
+        if used + num_bytes > self._max_bytes:
+            reason = f"{used} of {self._max_bytes} bytes are in use (teacher.cache_bytes)"
+        elif free is not None and free - num_bytes < LEAVE_FREE_BYTES:
+            reason = f"{free} bytes are free on the disk, which the run's own files may need"
+        else:
+            return True
+        with self._lock:
+            self._takes = False
+        self._tell("targets_cache_full", folder=self._folder_url, reason=reason)
+        return False
+
+    def _write_spec(self) -> None:
+        url = join(self._folder_url, SPEC_FILE)
+        values = dataclasses.asdict(self._spec)
+        try:
+            if read_json(url) == values:
+                return
+        except FileNotFoundError:
+            pass  # this is the key's first shard
+        except ValueError as error:
+            _log.warning("%s; it is written anew", error)
+        write_json(url, values)
+
+    def _untried(self, row: RowId, tried: set[tuple[RowId, Place]]) -> Place | None:
+        return next((p for p in self._index.places(row) if (row, p) not in tried), None)
+
+    def _opened(self, row: RowId, place: Place, entry: bytes | Exception) -> StoredRow | None:
+        if isinstance(entry, FileNotFoundError):
+            self._index.forget(place.shard)
+            return None  # somebody removed it: a miss like any other
+        if isinstance(entry, Exception):
+            self._unreadable(entry)
+            return None
+        self._works_again("targets_cache_unreadable")
+        try:
+            return verified(self._spec, row, entry)
+        except DamagedTargetsError as error:
+            if self._index.drop(row, place):
+                self._tell("targets_damaged", shard=place.shard, row=list(row), reason=str(error))
+            return None
+
+    def _damaged_shard(self, shard: str, reason: str) -> None:
+        self._tell("targets_damaged", shard=shard, row=None, reason=reason)
+
+    def _unreadable(self, error: Exception) -> None:
+        self._obstacle("targets_cache_unreadable", error)
+
+    def _obstacle(self, event: str, error: Exception) -> None:
+        with self._lock:
+            told = event in self._obstacles
+            self._obstacles.add(event)
+        if not told:
+            self._tell(event, folder=self._folder_url, reason=f"{type(error).__name__}: {error}")
+
+    def _works_again(self, event: str) -> None:
+        with self._lock:
+            self._obstacles.discard(event)
+
+
+def verified(spec: TargetSpec, row: RowId, entry: bytes) -> StoredRow:
+    """The row of a shard's entry.
+
+    Raises:
+        DamagedTargetsError: the bytes, the name or the key are not those that were written.
+    """
+    stored = unpack_row(entry_content(entry, row))
+    arrays = {name: array[0] for name, array in stored.arrays.items()}
+    if row_digest(spec, row, arrays) != stored.digest:
+        raise DamagedTargetsError("has targets of another digest")
+    return stored

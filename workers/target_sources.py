@@ -1,0 +1,76 @@
+"""Around a source of targets: each row is verified, and none is asked for that is stored."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from workers.target_cache import TargetCache
+from workers.targets_protocol import (
+    CACHE,
+    Answer,
+    TargetChunk,
+    TargetRequest,
+    TargetSource,
+    TargetSpec,
+    TeacherUnavailableError,
+    row_digest,
+)
+
+
+class VerifiedSource(TargetSource):
+    """Lets no chunk through whose bytes are not those that were scored."""
+
+    def __init__(self, source: TargetSource):
+        self._source = source
+
+    def sameness(self) -> str:
+        return self._source.sameness()
+
+    def ask(
+        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+    ) -> Iterator[Answer]:
+        for answer in self._source.ask(request, exclude):
+            _check_digests(request.spec, answer.chunk)
+            yield answer
+
+
+class CachedSource(TargetSource):
+    """Answers from a cache first; asks for what it lacks, and keeps that.
+
+    Args:
+        cache: the cache to use, looked up at each request; None: none.
+    """
+
+    def __init__(self, cache: Callable[[], TargetCache | None], source: TargetSource):
+        self._cache, self._source = cache, source
+
+    def sameness(self) -> str:
+        return self._source.sameness()
+
+    def ask(
+        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
+    ) -> Iterator[Answer]:
+        cache = self._cache()
+        if cache is None:
+            yield from self._source.ask(request, exclude)
+            return
+        began = time.perf_counter()
+        found = cache.get(request.rows)
+        read_s = time.perf_counter() - began
+        for row, stored in found.items():
+            yield Answer(
+                TargetChunk((row,), stored.arrays, (stored.digest,), CACHE), read_s / len(found)
+            )
+        missing = [place for place, row in enumerate(request.rows) if row not in found]
+        if missing:
+            for answer in self._source.ask(request.only(missing), exclude):
+                cache.put(answer.chunk)
+                yield answer
+
+
+def _check_digests(spec: TargetSpec, chunk: TargetChunk) -> None:
+    for index, (row, digest) in enumerate(zip(chunk.rows, chunk.digests, strict=True)):
+        arrays = {name: array[index] for name, array in chunk.arrays.items()}
+        if row_digest(spec, row, arrays) != digest:
+            raise TeacherUnavailableError(
+                f"{chunk.origin} sent targets of {row} that are not those it scored"
+            )
