@@ -191,7 +191,7 @@ class PrecomputedReplica:
         yield self._chunks[request.rows]
 
     async def sameness(self, route: Any) -> str:
-        return MIXED
+        return "mixed"
 
 
 def _run_with_pool(config: RunConfig, storage: Path) -> Any:

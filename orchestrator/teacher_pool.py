@@ -123,7 +123,8 @@ class TeacherPool:
             max_ongoing_requests=1024,
             ray_actor_options=_actor_options(config),
             health_check_period_s=5,
-            health_check_timeout_s=10,
+            # A replica that says nothing at all is replaced after the third time.
+            health_check_timeout_s=min(max(config.answer_within_s, 2.0), 10.0),
             graceful_shutdown_timeout_s=0,
         )(self._replica)
         return deployment.bind(self._job, self._run_url, self._code)

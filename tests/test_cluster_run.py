@@ -20,6 +20,7 @@ from orchestrator.launch import connect, create_run, start_controller
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
 from tests.runs import make_teacher, text_folder, tiny_values
+from tests.same_run import assert_same_run
 
 EVERY_STEPS = 8
 # More than any machine gets to: a run goes on until it is told to stop, however fast it is.
@@ -165,7 +166,12 @@ def config(storage: Path, name: str, steps: int) -> RunConfig:
         "steps": steps,
         "optimizer": {"final_lr_ratio": 1.0},
         "objective": {"kind": "distill"},
-        "teacher": {"checkpoint": "teacher", "replicas": 2, "rows_per_batch": 4},
+        "teacher": {
+            "checkpoint": "teacher",
+            "replicas": 2,
+            "rows_per_batch": 4,
+            "cache_bytes": 0,  # each run is to hear its teachers
+        },
         "batch": {"rows": 16, "microbatches": 1},
         "mesh": {"data": 2, "fsdp": 2, "model": 2},
         "cluster": {"accelerator": "v4", "topology": "2x2x2", "num_slices": 2},
@@ -195,12 +201,3 @@ def kill_one(folder: RunFolder, event: str) -> None:
     """SIGKILL to the last process that said `event`."""
     said = [line for line in history.read_events(folder.url) if line["event"] == event]
     os.kill(said[-1]["pid"], signal.SIGKILL)
-
-
-def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
-    """Every step once, the same losses bit for bit, and the same final state."""
-    lines, expected = history.read_steps(folder.url), history.read_steps(other.url)
-    assert [line["step"] for line in lines] == list(range(1, len(expected) + 1))
-    for name in ("loss", "kd_loss", "ce_loss", "grad_norm"):
-        assert [line[name].hex() for line in lines] == [line[name].hex() for line in expected]
-    assert status(folder)["digest"] == status(other)["digest"]

@@ -46,7 +46,7 @@ def values(storage: Path, name: str, steps: int) -> dict[str, Any]:
         "steps": steps,
         "optimizer": {"final_lr_ratio": 1.0},
         "objective": {"kind": "distill"},
-        "teacher": {"checkpoint": "teacher", "rows_per_batch": 4},
+        "teacher": {"checkpoint": "teacher", "rows_per_batch": 4, "cache_bytes": 0},
         "checkpoint": {"every_steps": 40},
         "evaluation": {"enabled": False},
         "tracking": {"wandb": "offline"},

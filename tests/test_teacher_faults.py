@@ -1,0 +1,199 @@
+"""Teachers killed, stopped and damaged under a run, one of two and all of them: no bit changes."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from configs.load import parse_run
+from orchestrator import history
+from orchestrator.launch import connect, create_run, start_controller
+from orchestrator.run_folder import RunFolder
+from tests.runs import make_teacher, text_folder, tiny_values
+from tests.same_run import assert_same_run
+
+# More than any machine gets to: a run goes on until it is told to stop, however fast it is.
+ENDLESS = 10**6
+MORE_STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("storage")
+    make_teacher(path, text_folder(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    import tempfile
+
+    changed = pytest.MonkeyPatch()
+    for name in ("XLA_FLAGS", "NPROC"):
+        changed.delenv(name)
+    with tempfile.TemporaryDirectory(prefix="sh-") as path:
+        changed.setenv("RAY_TMPDIR", path)
+        yield connect(None)
+        ray.shutdown()
+    changed.undo()
+
+
+class Run:
+    """A distilled run with two teachers and no cache, so that every row is asked of the pool."""
+
+    def __init__(self, storage: Path, address: str, name: str, steps: int, **teacher: Any):
+        values = tiny_values(storage, name) | {
+            "steps": steps,
+            "optimizer": {"final_lr_ratio": 1.0},
+            "objective": {"kind": "distill"},
+            "teacher": {
+                "checkpoint": "teacher",
+                "replicas": 2,
+                "rows_per_batch": 4,
+                "cpus_per_replica": 0,
+                "answer_within_s": 3.0,
+                "cache_bytes": 0,
+                **teacher,
+            },
+            "checkpoint": {"every_steps": 40},
+            "evaluation": {"enabled": False},
+        }
+        self.folder: RunFolder = create_run(parse_run(values, "test"))
+        start_controller(self.folder, address)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [e for e in history.read_events(self.folder.url) if e["event"] == name]
+
+    def teachers(self, num: int) -> list[tuple[str, int]]:
+        """Name and process of the replicas, once `num` serve."""
+
+        def alive() -> list[tuple[str, int]]:
+            ready = self.events("teacher_ready")
+            named = [(e["who"].removeprefix("teacher-"), e["pid"]) for e in ready]
+            return [(replica, pid) for replica, pid in named if is_actor(replica)]
+
+        def serving() -> bool:
+            told = self.status().get("teachers", {}).get("replicas")
+            return told == {"RUNNING": num} and len(alive()) == num
+
+        wait_until(serving)
+        return alive()
+
+    def status(self) -> dict[str, Any]:
+        return self.folder.status() or {}
+
+    def goes_on(self) -> None:
+        step = self.status().get("step") or 0
+        wait_until(lambda: (self.status().get("step") or 0) >= step + MORE_STEPS)
+
+    def stop(self) -> int:
+        """Ends the run; how many steps it made."""
+        self.folder.send({"kind": "stop"})
+        self.end("stopped")
+        return len(history.read_steps(self.folder.url))
+
+    def end(self, state: str) -> None:
+        wait_until(lambda: self.folder.lease() is None)
+        assert self.status()["state"] == state, self.status()["reason"]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the run did not get there"
+        time.sleep(0.2)
+
+
+def actor_name(replica: str) -> str | None:
+    actors: Any = ray.util.list_named_actors(all_namespaces=True)
+    names = [actor["name"] for actor in actors]
+    return next((name for name in names if name.endswith(f"#{replica}")), None)
+
+
+def is_actor(replica: str) -> bool:
+    return actor_name(replica) is not None
+
+
+def kill(teacher: tuple[str, int]) -> None:
+    os.kill(teacher[1], signal.SIGKILL)
+
+
+def hang(teacher: tuple[str, int]) -> None:
+    os.kill(teacher[1], signal.SIGSTOP)
+
+
+def damage(teacher: tuple[str, int]) -> None:
+    """Flips a bit of the parameters in the replica's memory."""
+
+    def flip(actor: Any) -> None:
+        import jax.numpy as jnp
+
+        params = actor._replica_impl._user_callable_wrapper._callable._teacher._params
+        bits = params["embedding"].view(jnp.uint32)
+        params["embedding"] = bits.at[3, 3].set(bits[3, 3] ^ (1 << 20)).view(jnp.float32)
+
+    name = actor_name(teacher[0])
+    assert name is not None
+    ray.get(ray.get_actor(name, "serve").__ray_call__.remote(flip))
+
+
+@pytest.fixture(scope="module")
+def disturbed(storage: Path, address: str) -> Run:
+    run = Run(storage, address, "disturbed", ENDLESS)
+    for everybody in (False, True):
+        for harm in (kill, hang, damage):
+            teachers = run.teachers(2)
+            for teacher in teachers if everybody else teachers[:1]:
+                harm(teacher)
+            gone = [name for name, _ in (teachers if everybody else teachers[:1])]
+            run.goes_on()
+            wait_until(lambda gone=gone: not any(map(is_actor, gone)))
+    run.teachers(2)
+    run.goes_on()
+    run.stop()
+    return run
+
+
+def test_faults_of_teachers_change_no_bit(disturbed: Run, storage: Path, address: str) -> None:
+    num_steps = len(history.read_steps(disturbed.folder.url))
+    undisturbed = Run(storage, address, "undisturbed", num_steps)
+    undisturbed.end("finished")
+    assert_same_run(disturbed.folder, undisturbed.folder)
+    assert undisturbed.events("teacher_failed") == []
+
+
+def test_what_happened_to_the_teachers_is_told(disturbed: Run) -> None:
+    failed = disturbed.events("teacher_failed")
+    assert any(event["died"] for event in failed)
+    assert any("no answer within 3 s" in event["reason"] for event in failed)
+    assert any("have changed in memory" in event["reason"] for event in failed)
+    damaged = [event["replica"] for event in disturbed.events("teacher_quarantined")]
+    assert len(damaged) == len(set(damaged)) == 3
+    assert len(disturbed.events("teacher_ready")) == 2 + 3 * (1 + 2)
+    lines = history.read_steps(disturbed.folder.url)
+    assert {line["attempt"] for line in lines} == {1}, "no dead teacher costs an attempt"
+    ready = {e["who"].removeprefix("teacher-") for e in disturbed.events("teacher_ready")}
+    assert {origin for line in lines for origin in line["targets"]["from"]} <= ready
+
+
+def test_without_teachers_labels_take_over_and_targets_come_back(
+    storage: Path, address: str
+) -> None:
+    run = Run(storage, address, "labels", ENDLESS, labels_after_s=1.0)
+    teachers = run.teachers(2)
+    run.goes_on()
+    for teacher in teachers:
+        kill(teacher)
+    wait_until(lambda: bool(run.events("labels_alone")))
+    run.goes_on()
+    wait_until(lambda: bool(run.events("targets_again")))
+    run.goes_on()
+    run.stop()
+    lines = history.read_steps(run.folder.url)
+    kinds = ["labels" if set(line["targets"]["from"]) == {"labels"} else "" for line in lines]
+    assert kinds[0] == kinds[-1] == "" and "labels" in kinds
