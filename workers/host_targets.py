@@ -22,6 +22,7 @@ class HostTargets:
         rows: the host's rows of every step.
         steps: the steps to come, in order.
         say: records an event; takes its name and details.
+        keep_all: rather waits for the storage than not to store a row.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class HostTargets:
         rows: StepRows,
         steps: range,
         say: Callable[..., None],
+        *,
+        keep_all: bool = False,
     ):
         config = job.config.teacher
         assert config is not None and job.teacher_digest is not None
@@ -42,7 +45,7 @@ class HostTargets:
         source = VerifiedSource(source)
         self._cache = None
         if config.cache_bytes:
-            self._cache = TargetCache(job.storage_url, spec, config.cache_bytes, say)
+            self._cache = TargetCache(job.storage_url, spec, config.cache_bytes, say, keep_all)
             source = CachedSource(self._cache, source)
         self._stream = TargetStream(
             source,

@@ -92,6 +92,7 @@ def train_loop(payload: dict[str, Any]) -> None:
     from workers.record import LogSegments
     from workers.storage import join, write_json
     from workers.student import Hooks, train
+    from workers.target_builder import build_targets
 
     check_same_code(payload["code"])
     keep_compiled_programs()
@@ -104,7 +105,11 @@ def train_loop(payload: dict[str, Any]) -> None:
     hooks = Hooks(heartbeat.signal, heartbeat.progress) if heartbeat else Hooks()
     began = time.time()
     try:
-        finish = train(job, source, hooks)
+        if job.work == "targets":
+            assert source is not None, "checked with the configuration"
+            finish = build_targets(job, source, hooks)
+        else:
+            finish = train(job, source, hooks)
     except Exception:
         _log.exception("Host %d failed", host)
         raise
