@@ -24,7 +24,7 @@ MISSING = "–"
 
 def targets_table(storage_url: str) -> Table:
     """One row per key below a storage path."""
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("key", "codec", "teacher", "data set", "seed", "rows", "bytes", "damaged"):
         table.add_column(name, overflow="fold")
     for key in stored_keys(storage_url):

@@ -430,6 +430,19 @@ def test_a_slow_storage_holds_up_nobody(root, monkeypatch):
     assert check(open_and_get(root)) == set(ROWS[:2])
 
 
+@pytest.mark.parametrize("has_room", [True, False])
+def test_who_wants_all_rows_kept_waits_for_a_slow_storage(root, monkeypatch, has_room):
+    told = Told()
+    size = len(target_cache.pack_row(targets_of(ROWS[0]), "0" * 32))
+    monkeypatch.setattr(target_cache, "SHARD_BYTES", 2 * size)
+    monkeypatch.setattr(target_cache, "MAX_WAITING_BYTES", size)
+    cache = TargetCache(root, SPEC, PLENTY if has_room else 1, told, keep_all=True)
+    cache.put(chunk_of(ROWS))
+    cache.close()
+    assert told.names == ([] if has_room else ["targets_cache_full"])
+    assert check(open_and_get(root)) == (set(ROWS) if has_room else set())
+
+
 # The source in front of it.
 
 
