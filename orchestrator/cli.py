@@ -201,7 +201,7 @@ def list_command(storage: str) -> None:
 @storage_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(run: str, storage: str, yes: bool) -> None:
-    """Removes a run with its checkpoints; data sets and tokenizers stay."""
+    """Removes a run with its checkpoints; data sets, tokenizers and stored targets stay."""
     folder = _folder(storage, run)
     if folder.lease() is not None:
         raise ValueError(f"{run} is under way; `stillhouse stop {run}` first")

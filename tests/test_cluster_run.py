@@ -160,12 +160,20 @@ def launch(cluster: SimulatedCluster, storage: Path, name: str, steps: int) -> R
 
 
 def config(storage: Path, name: str, steps: int) -> RunConfig:
-    """A distilled run whose losses do not depend on how many steps it is meant to have."""
+    """A distilled run whose losses do not depend on how many steps it is meant to have.
+
+    It keeps no targets: what its teachers were asked for once would not be asked for again.
+    """
     values = tiny_values(storage, name) | {
         "steps": steps,
         "optimizer": {"final_lr_ratio": 1.0},
         "objective": {"kind": "distill"},
-        "teacher": {"checkpoint": "teacher", "replicas": 2, "rows_per_batch": 4},
+        "teacher": {
+            "checkpoint": "teacher",
+            "replicas": 2,
+            "rows_per_batch": 4,
+            "cache_bytes": 0,
+        },
         "batch": {"rows": 16, "microbatches": 1},
         "mesh": {"data": 2, "fsdp": 2, "model": 2},
         "cluster": {"accelerator": "v4", "topology": "2x2x2", "num_slices": 2},

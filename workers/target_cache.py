@@ -105,24 +105,24 @@ class TargetCache:
 
         Returns at once: where `MAX_WAITING_BYTES` wait for the storage, rows are dropped.
         """
-        with self._lock:
-            for index, row in enumerate(chunk.rows):
-                if row in self._waiting or row in self._index:
-                    continue
-                arrays = {name: array[index] for name, array in chunk.arrays.items()}
-                content = pack_row(arrays, chunk.digests[index])
+        for index, row in enumerate(chunk.rows):
+            if not self._takes or row in self._index:
+                continue
+            arrays = {name: array[index] for name, array in chunk.arrays.items()}
+            content = pack_row(arrays, chunk.digests[index])
+            with self._lock:
                 while self._keep_all and self._takes and not self._fits(content):
                     self._wake.set()
                     self._written.wait()
-                if not self._takes:
-                    return
+                if not self._takes or row in self._waiting:
+                    continue
                 if not self._fits(content):
                     self._num_dropped += 1
                     continue
                 self._waiting[row] = content
                 self._waiting_bytes += len(content)
-            if self._waiting_bytes >= SHARD_BYTES:
-                self._wake.set()
+                if self._waiting_bytes >= SHARD_BYTES:
+                    self._wake.set()
 
     def flush(self) -> None:
         """Returns when every row put so far is on storage, or is told not to be."""
