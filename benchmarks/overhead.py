@@ -75,7 +75,9 @@ def _config(storage: Path, name: str, steps: int, preset: str = "quickstart-stud
         "record": {"flush_s": 5.0},
     }
     if preset == "quickstart-student":
-        changes["teacher"] = {**read_source(preset)["teacher"], "checkpoint": "teacher"}
+        # Nothing is stored: each turn asks its pool for everything.
+        here = {"checkpoint": "teacher", "cache_bytes": 0}
+        changes["teacher"] = {**read_source(preset)["teacher"], **here}
     return preset_config(preset, storage, name, **changes)
 
 

@@ -10,23 +10,18 @@ from rich.console import Console
 
 from configs.load import ConfigError, load_config
 from configs.run import RecipeConfig, RunConfig
-from orchestrator import cli_checkpoints, history
-from orchestrator.cli_options import NumTeachers, storage_option
+from orchestrator import cli_checkpoints, cli_targets, history
+from orchestrator.cli_options import (
+    NumTeachers,
+    address_option,
+    run_storage_option,
+    settings_option,
+    storage_option,
+)
 from orchestrator.run_folder import RunFolder, absolute, list_runs
 
 console = Console()
 
-_address = click.option(
-    "--address", help="Ray cluster to run on (`auto`, host:port); without it, this machine."
-)
-_settings = click.option(
-    "--set", "settings", multiple=True, metavar="A.B=C", help="Changes one setting; repeatable."
-)
-_run_storage = click.option(
-    "--storage",
-    envvar="STILLHOUSE_STORAGE",
-    help="Folder or URL for the run, instead of the configuration's.",
-)
 _run = click.argument("run")
 
 
@@ -52,15 +47,15 @@ def main() -> None:
     """
 
 
-for _command in cli_checkpoints.COMMANDS:
+for _command in (*cli_checkpoints.COMMANDS, cli_targets.targets):
     main.add_command(_command)
 
 
 @main.command()
 @click.argument("source", metavar="PRESET|FILE")
-@_settings
-@_address
-@_run_storage
+@settings_option
+@address_option
+@run_storage_option
 @click.option("--check", is_flag=True, help="Only validate, and print the resolved configuration.")
 def run(
     source: str,
@@ -103,8 +98,8 @@ def _run_one(config: RunConfig, address: str | None) -> int:
 
 @main.command()
 @_run
-@_settings
-@_address
+@settings_option
+@address_option
 @storage_option
 def resume(run: str, settings: tuple[str, ...], address: str | None, storage: str) -> None:
     """Continues a run from its newest checkpoint, with changed settings where that is sound."""
@@ -219,7 +214,7 @@ def list_command(storage: str) -> None:
 @storage_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(run: str, storage: str, yes: bool) -> None:
-    """Removes a run with its checkpoints; data sets and tokenizers stay."""
+    """Removes a run with its checkpoints; data sets, tokenizers and stored targets stay."""
     folder = _folder(storage, run)
     if folder.lease() is not None:
         raise ValueError(f"{run} is under way; `stillhouse stop {run}` first")
@@ -241,7 +236,7 @@ def simulate(slices: int, topology: str, accelerator: str) -> None:
 
 @main.command()
 @click.argument("source", metavar="PRESET|FILE")
-@_settings
+@settings_option
 @click.option("--address", required=True, help="The cluster's dashboard, http://host:8265.")
 @click.option(
     "--working-dir", default=".", show_default=True, help="Folder that goes along as the code."

@@ -12,6 +12,20 @@ storage_option = click.option(
     help="Folder or URL that holds the runs.",
 )
 
+run_storage_option = click.option(
+    "--storage",
+    envvar="STILLHOUSE_STORAGE",
+    help="Folder or URL for the run, instead of the configuration's.",
+)
+
+address_option = click.option(
+    "--address", help="Ray cluster to run on (`auto`, host:port); without it, this machine."
+)
+
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="A.B=C", help="Changes one setting; repeatable."
+)
+
 
 class NumTeachers(click.IntRange):
     """A number from 1, or `auto`."""

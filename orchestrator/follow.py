@@ -104,7 +104,8 @@ def describe_status(status: dict[str, Any]) -> str:
     rate = line["tokens"] / line["step_s"]
     wait = sum(line["stall_s"].values()) / line["step_s"]
     state = "" if status["state"] == "training" else f"{status['state']} · "
-    return f"{state}loss {line['loss']:.3f} · {rate:,.0f} tok/s · wait {wait:.0%}"
+    loss = f"loss {line['loss']:.3f} · " if "loss" in line else ""
+    return f"{state}{loss}{rate:,.0f} tok/s · wait {wait:.0%}"
 
 
 def _tell_events(events: list[dict[str, Any]], console: Console) -> None:

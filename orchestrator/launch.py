@@ -17,6 +17,7 @@ from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder, absolute
 from orchestrator.run_state import State
 from workers.code_identity import code_digest, software
+from workers.jobs import Work
 from workers.source_files import list_files
 from workers.storage import exists, join
 from workers.student_host import NAMESPACE, controller_name
@@ -105,7 +106,7 @@ def run_folder(config: RunConfig) -> RunFolder:
     return RunFolder(absolute(config.storage), config.name)
 
 
-def create_run(config: RunConfig) -> RunFolder:
+def create_run(config: RunConfig, work: Work = "train") -> RunFolder:
     """Settles everything that a new run depends on, and makes its folder.
 
     Raises:
@@ -122,6 +123,7 @@ def create_run(config: RunConfig) -> RunFolder:
         "run_id": f"{config.name}-{uuid.uuid4().hex[:8]}",
         "created_s": time.time(),
         "software": software(),
+        "work": work,
         "teacher_url": None,
         "teacher_digest": None,
         "start_url": None,
@@ -202,6 +204,7 @@ def start_controller(folder: RunFolder, address: str) -> Any:
         teacher_digest=identity["teacher_digest"],
         start_url=identity["start_url"],
         start_step=identity["start_step"],
+        work=identity.get("work", "train"),
     )
     for _ in range(_TRIES):
         controller = _controller(spec)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from workers.jobs import Work
+
 
 @dataclasses.dataclass(frozen=True)
 class LaunchSpec:
@@ -20,3 +22,4 @@ class LaunchSpec:
     teacher_digest: str | None
     start_url: str | None
     start_step: int
+    work: Work = "train"

@@ -19,13 +19,16 @@ from orchestrator.launch import (
 from orchestrator.report import comparison_table, write_report
 from orchestrator.run_folder import RunFolder
 from workers.code_identity import software
+from workers.jobs import Work
 from workers.record import EventWriter
 
 
-def launch_and_follow(config: RunConfig, address: str | None, console: Console) -> int:
+def launch_and_follow(
+    config: RunConfig, address: str | None, console: Console, work: Work = "train"
+) -> int:
     """Starts a new run and shows it until it ends; returns the exit code."""
     check_address(address)
-    folder = create_run(config)
+    folder = create_run(config, work)
     try:
         start_controller(folder, connect(address))
     except BaseException:

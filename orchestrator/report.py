@@ -116,7 +116,7 @@ def _line_texts(line: dict[str, Any]) -> dict[str, str]:
     stalls = line["stall_s"].items()
     parts = [f"{part} {stall_s / line['step_s']:.1%}" for part, stall_s in stalls]
     return {
-        "loss": f"{line['loss']:.4f}",
+        "loss": f"{line['loss']:.4f}" if "loss" in line else "",
         "tokens/s": f"{line['tokens'] / line['step_s']:,.0f}",
         "waiting for": ", ".join(parts),
     }

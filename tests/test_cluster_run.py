@@ -161,7 +161,10 @@ def launch(cluster: SimulatedCluster, storage: Path, name: str, steps: int) -> R
 
 
 def config(storage: Path, name: str, steps: int) -> RunConfig:
-    """A distilled run whose losses do not depend on how many steps it is meant to have."""
+    """A distilled run whose losses do not depend on how many steps it is meant to have.
+
+    It keeps no targets: what its teachers were asked for once would not be asked for again.
+    """
     values = tiny_values(storage, name) | {
         "steps": steps,
         "optimizer": {"final_lr_ratio": 1.0},

@@ -1,5 +1,6 @@
 """However often a run stops and goes on, its losses and its end are those of one run."""
 
+import dataclasses
 import itertools
 import shutil
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from configs.run import RunConfig
 from orchestrator.history import read_events, read_steps
+from orchestrator.targets import _building_config
 from tests.checkpoints import fresh_state, save_state, tiny_config
 from tests.runs import VOCAB_SIZE, text_folder
 from workers import checkpoint
@@ -22,6 +24,7 @@ from workers.preparer import Prepared, prepare
 from workers.rows import RowId
 from workers.student import STOP_SIGNAL, Finish, Hooks, train
 from workers.tally import Tally
+from workers.target_builder import build_targets
 from workers.targets_protocol import (
     CACHE,
     Answer,
@@ -299,6 +302,36 @@ def test_stored_targets_are_not_asked_for_again(storage, distilled, facts, teach
     assert ledgers[0] == ledgers[1] == ledgers[2] == ledgers[3]
     for each in (config, again, mended):
         assert losses(each) == losses(distilled[0])
+
+
+def test_targets_built_ahead_are_those_of_the_run(storage, distilled, facts, teacher):
+    """Stopped and begun again, done, of use to the run, and refused for lack of room."""
+    config = config_of(storage, "ahead", distilled=True, cache_bytes=2**30)
+    job = dataclasses.replace(
+        job_of(facts, config, teacher_digest=teacher[1]), storage_url=f"{storage}/ahead"
+    )
+    (storage / "ahead").mkdir()
+    (storage / "ahead" / "datasets").symlink_to(storage / "datasets")
+    building = dataclasses.replace(job, config=_building_config(config, None, None))
+    stopped = build_targets(building, Beside(teacher[0]), StopAfter(2).hooks())
+    assert stopped.stopped and stopped.step == 2
+    lines: list[dict[str, Any]] = []
+    finish = build_targets(building, Beside(teacher[0]), Hooks(progress=lines.append))
+    assert not finish.stopped and finish.step == NUM_STEPS
+    assert [line["targets"]["from"] for line in lines[:2]] == [{CACHE: 8}] * 2
+    idle = Beside(teacher[0])
+    assert build_targets(building, idle, Hooks()) == finish
+    assert train(job, idle) == distilled[1]
+    assert idle.asked == []
+    assert origins_of(config) == {CACHE: 8 * NUM_STEPS}
+    assert losses(config) == losses(distilled[0])
+    assert [line["targets"]["digest"] for line in lines] == ledger_of(distilled[0])
+
+    small = config_of(storage, "small", distilled=True, cache_bytes=1000)
+    job = dataclasses.replace(building, config=_building_config(small, None, None))
+    shutil.rmtree(storage / "ahead" / "targets")
+    with pytest.raises(ValueError, match=r"Not all targets .* \(teacher.cache_bytes\); make room"):
+        build_targets(job, idle, Hooks())
 
 
 def origins_of(config: RunConfig) -> Counter[str]:

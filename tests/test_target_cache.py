@@ -188,13 +188,14 @@ def test_only_the_rows_that_are_wanted_are_read(root, monkeypatch):
     rows = [RowId(0, index) for index in range(100)]
     store(root, rows)
     (url,) = shards(root)
-    fs, path = storage.open_storage(url)
-    num_bytes, read_bytes = fs.size(path) or 0, 0
+    fs, _ = storage.open_storage(url)
+    num_bytes, read_bytes = len(storage.read_bytes(url)), 0
     cat_file = type(fs).cat_file
 
     def counted(self: Any, path: str, start: Any = None, end: Any = None, **more: Any) -> bytes:
         nonlocal read_bytes
-        content: Any = cat_file(self, path, start, end, **more)
+        content = cat_file(self, path, start, end, **more)
+        assert isinstance(content, bytes)
         read_bytes += len(content)
         return content
 
@@ -427,6 +428,19 @@ def test_a_slow_storage_holds_up_nobody(root, monkeypatch):
     assert told.names == ["targets_cache_unwritable"]
     assert "1 rows were not kept" in told.events[0][1]["reason"]
     assert check(open_and_get(root)) == set(ROWS[:2])
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_who_wants_all_rows_kept_waits_for_a_slow_storage(root, monkeypatch, has_room):
+    told = Told()
+    size = len(target_cache.pack_row(targets_of(ROWS[0]), "0" * 32))
+    monkeypatch.setattr(target_cache, "SHARD_BYTES", 2 * size)
+    monkeypatch.setattr(target_cache, "MAX_WAITING_BYTES", size)
+    cache = TargetCache(root, SPEC, PLENTY if has_room else 1, told, keep_all=True)
+    cache.put(chunk_of(ROWS))
+    cache.close()
+    assert told.names == ([] if has_room else ["targets_cache_full"])
+    assert check(open_and_get(root)) == (set(ROWS) if has_room else set())
 
 
 # The source in front of it.

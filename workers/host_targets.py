@@ -47,6 +47,7 @@ class HostTargets:
         rows: the host's rows of every step.
         steps: the steps to come, in order.
         say: records an event; takes its name and details.
+        keep_all: rather waits for the storage than not to store a row.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class HostTargets:
         rows: StepRows,
         steps: range,
         say: Callable[..., None],
+        *,
+        keep_all: bool = False,
     ):
         config = job.config.teacher
         assert config is not None
         self._job, self._config, self._rows, self._say = job, config, rows, say
-        self._source = source
+        self._source, self._keep_all = source, keep_all
         self._codec = codec_of(config)
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -75,7 +78,7 @@ class HostTargets:
             prefetch_steps=num_steps,
             steps_per_request=together,
             retry_for_s=config.retry_for_s,
-            labels_after_s=config.labels_after_s,
+            labels_after_s=None if keep_all else config.labels_after_s,
             blank=self._blank_row(),
             say=say,
         )
@@ -108,7 +111,11 @@ class HostTargets:
                 self._spec = self._spec_of(self._sameness())
                 if self._config.cache_bytes:
                     self._cache = TargetCache(
-                        self._job.storage_url, self._spec, self._config.cache_bytes, self._say
+                        self._job.storage_url,
+                        self._spec,
+                        self._config.cache_bytes,
+                        self._say,
+                        self._keep_all,
                     )
             return self._spec
 

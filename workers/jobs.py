@@ -15,6 +15,10 @@ class StartPoint:
     step: int = 0
 
 
+Work = Literal["train", "targets"]
+"""What a run's hosts do: train a student, or only have its targets put on storage."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StudentJob:
     """An attempt; the same on every host."""
@@ -27,6 +31,7 @@ class StudentJob:
     dataset_digest: str
     tokenizer_digest: str
     teacher_digest: str | None
+    work: Work = "train"
 
 
 @dataclasses.dataclass(frozen=True)

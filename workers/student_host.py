@@ -107,6 +107,7 @@ def train_loop(payload: dict[str, Any]) -> None:
     from workers.record import LogSegments
     from workers.storage import join, write_json
     from workers.student import Hooks, train
+    from workers.target_builder import build_targets
 
     check_same_code(payload["code"])
     keep_compiled_programs()
@@ -119,7 +120,11 @@ def train_loop(payload: dict[str, Any]) -> None:
     began = time.time()
     try:
         with _source(payload["app"], job, host) as source:
-            finish = train(job, source, hooks)
+            if job.work == "targets":
+                assert source is not None, "checked with the configuration"
+                finish = build_targets(job, source, hooks)
+            else:
+                finish = train(job, source, hooks)
     except Exception:
         _log.exception("Host %d failed", host)
         raise

@@ -52,16 +52,24 @@ class TargetCache:
         tell: takes an event and its details: `targets_damaged` (shard, row, reason),
             `targets_cache_unreadable`, `targets_cache_unwritable` and `targets_cache_full`
             (reason). Each shard or row is told once, and an obstacle once until it is gone.
+        keep_all: where the storage is behind, `put` waits for it and drops nothing.
     """
 
     def __init__(
-        self, storage_url: str, spec: TargetSpec, max_bytes: int, tell: Callable[..., None]
+        self,
+        storage_url: str,
+        spec: TargetSpec,
+        max_bytes: int,
+        tell: Callable[..., None],
+        keep_all: bool = False,
     ):
         self._folder_url = targets_folder(storage_url, spec.key)
         self._spec, self._max_bytes, self._tell = spec, max_bytes, tell
+        self._keep_all = keep_all
         self._index = ShardIndex(self._folder_url, self._damaged_shard, self._unreadable)
         self._obstacles: set[str] = set()
         self._lock = threading.Lock()
+        self._written = threading.Condition(self._lock)
         self._writing = threading.Lock()
         self._waiting: dict[RowId, bytes] = {}
         self._waiting_bytes = self._num_dropped = 0
@@ -95,21 +103,26 @@ class TargetCache:
     def put(self, chunk: TargetChunk) -> None:
         """Has the rows of a chunk written by and by, but for those that are here already.
 
-        Never waits: where more than `MAX_WAITING_BYTES` wait for the storage, rows are dropped.
+        Returns at once: where `MAX_WAITING_BYTES` wait for the storage, rows are dropped.
         """
-        with self._lock:
-            for index, row in enumerate(chunk.rows):
-                if not self._takes or row in self._waiting or row in self._index:
+        for index, row in enumerate(chunk.rows):
+            if not self._takes or row in self._index:
+                continue
+            arrays = {name: array[index] for name, array in chunk.arrays.items()}
+            content = pack_row(arrays, chunk.digests[index])
+            with self._lock:
+                while self._keep_all and self._takes and not self._fits(content):
+                    self._wake.set()
+                    self._written.wait()
+                if not self._takes or row in self._waiting:
                     continue
-                arrays = {name: array[index] for name, array in chunk.arrays.items()}
-                content = pack_row(arrays, chunk.digests[index])
-                if self._waiting_bytes + len(content) > MAX_WAITING_BYTES:
+                if not self._fits(content):
                     self._num_dropped += 1
                     continue
                 self._waiting[row] = content
                 self._waiting_bytes += len(content)
-            if self._waiting_bytes >= SHARD_BYTES:
-                self._wake.set()
+                if self._waiting_bytes >= SHARD_BYTES:
+                    self._wake.set()
 
     def flush(self) -> None:
         """Returns when every row put so far is on storage, or is told not to be."""
@@ -128,6 +141,7 @@ class TargetCache:
                 for row, content in waiting.items():
                     del self._waiting[row]
                     self._waiting_bytes -= len(content)
+                self._written.notify_all()
 
     def close(self) -> None:
         """Writes what waits and ends the background thread; later rows are not kept."""
@@ -137,6 +151,9 @@ class TargetCache:
         with self._lock:
             self._takes = False
         self.flush()
+
+    def _fits(self, content: bytes) -> bool:
+        return not self._waiting or self._waiting_bytes + len(content) <= MAX_WAITING_BYTES
 
     def _write_often(self) -> None:
         while not self._closed.is_set():

@@ -70,26 +70,13 @@ class ShardIndex:
     def refresh(self) -> None:
         """Takes in shards that others have written, and forgets those that are gone."""
         with self._refreshing:
-            try:
-                sizes = list_tree(self._folder_url)
-            except Exception as error:  # object stores raise errors of their own kinds
-                self._on_error(error)
-                return
-            sizes = {name: size for name, size in sizes.items() if name.endswith(SUFFIX)}
-            known = set(self.shards)
-            for shard in known - sizes.keys():
-                self.forget(shard)
-            new = sorted(sizes.keys() - known)
-            with ThreadPoolExecutor(_READERS) as readers:
-                for shard, extents in zip(new, readers.map(self._list, new), strict=True):
-                    if extents is not None:
-                        self.add(shard, sizes[shard], extents)
-            self._refreshed = True
+            self._refresh()
 
     def refresh_once(self) -> None:
         """Reads what there is, unless that has been done."""
-        if not self._refreshed:
-            self.refresh()
+        with self._refreshing:
+            if not self._refreshed:
+                self._refresh()
 
     def add(self, shard: str, num_bytes: int, extents: dict[RowId, Extent]) -> None:
         """Takes in a shard's rows."""
@@ -132,6 +119,23 @@ class ShardIndex:
         except Exception as error:  # as in `refresh`
             return [error] * len(places)
         return list(found)
+
+    def _refresh(self) -> None:
+        try:
+            sizes = list_tree(self._folder_url)
+        except Exception as error:  # object stores raise errors of their own kinds
+            self._on_error(error)
+            return
+        sizes = {name: size for name, size in sizes.items() if name.endswith(SUFFIX)}
+        known = set(self.shards)
+        for shard in known - sizes.keys():
+            self.forget(shard)
+        new = sorted(sizes.keys() - known)
+        with ThreadPoolExecutor(_READERS) as readers:
+            for shard, extents in zip(new, readers.map(self._list, new), strict=True):
+                if extents is not None:
+                    self.add(shard, sizes[shard], extents)
+        self._refreshed = True
 
     def _list(self, shard: str) -> dict[RowId, Extent] | None:
         """A shard's rows, none if it is damaged; None if storage does not answer."""
