@@ -12,6 +12,7 @@ import numpy as np
 
 from configs.checks import layout
 from model.sharding import MESH_AXES, batch_sharding, make_mesh
+from model.targets import HiddenCodec, Unembedding
 from workers.cache import cache_dir
 from workers.checkpoint import (
     CheckpointMeta,
@@ -37,6 +38,7 @@ from workers.train_step import (
     make_train_step,
     signal_sharding,
 )
+from workers.unembedding import load_unembedding
 
 STOP_SIGNAL = 1
 
@@ -83,9 +85,12 @@ class Student:
         self._state = self._initial_state()
         self._codec = None
         self._stream = None
+        self._unembedding: tuple[Unembedding, ...] = ()
         if config.distilled:
             assert config.teacher is not None and source is not None
             self._codec = codec_of(config.teacher)
+            if isinstance(self._codec, HiddenCodec):
+                self._unembedding = (self._load_unembedding(),)
             self._stream = self._open_stream(source)
         self._step_fn = make_train_step(config, self._codec, self._mesh)
         self._checkpoint_stall_s = 0.0
@@ -148,7 +153,9 @@ class Student:
             decode_s += time.perf_counter() - began
         signals = np.full(jax.local_device_count(), self._hooks.signal(), np.int32)
         signals = jax.make_array_from_process_local_data(signal_sharding(self._mesh), signals)
-        self._state, metrics = self._step_fn(self._state, batch, encoded, signals)
+        self._state, metrics = self._step_fn(
+            self._state, batch, encoded, signals, *self._unembedding
+        )
         stall_s = {
             "data": data_s,
             "teacher": teacher_s,
@@ -238,6 +245,13 @@ class Student:
                 f"run reads {job.dataset_digest[:12]}; its text has changed: put it back, or "
                 f"start a new run from the weights (start_from.state=weights)"
             )
+
+    def _load_unembedding(self) -> Unembedding:
+        assert self._job.teacher_url is not None
+        model = self._job.config.model
+        return load_unembedding(
+            self._job.teacher_url, model.vocab_size, model.embedding_rows, self._mesh
+        )
 
     def _open_stream(self, source: TargetSource) -> TargetStream:
         job = self._job

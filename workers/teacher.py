@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Array
 
 from configs.run import TeacherConfig
+from model.codecs.rows import encode_rows
 from model.execution import Execution
 from model.targets import Codec, make_codec, row_key, wire_view
-from model.transformer import hidden_states, unembed
+from model.transformer import hidden_states
 from workers.checkpoint import load_params, read_meta
 from workers.jobs import TeacherJob
 from workers.targets_protocol import TargetChunk, TargetRequest, row_digest
@@ -18,8 +19,7 @@ from workers.targets_protocol import TargetChunk, TargetRequest, row_digest
 
 def codec_of(config: TeacherConfig) -> Codec:
     """The codec that a configuration names."""
-    values = config.codec.model_dump()
-    return make_codec(values.pop("kind"), **values)
+    return make_codec(config.codec.kind, **config.codec.params())
 
 
 class Teacher:
@@ -46,7 +46,7 @@ class Teacher:
             params: dict, inputs: Array, segments: Array, positions: Array, keys: Array
         ) -> dict[str, Array]:
             x_BTD = hidden_states(params, model, inputs, segments, positions, how)
-            return self._codec.encode(unembed(params, model, x_BTD), keys)
+            return encode_rows(self._codec, params, model, x_BTD, keys)
 
         shape = jax.ShapeDtypeStruct((self._num_rows, job.row_length), jnp.int32)
         keys = jax.ShapeDtypeStruct((self._num_rows, 2), jnp.uint32)
