@@ -10,7 +10,7 @@ from configs.run import RunConfig
 from configs.validate import parse_run
 from model.config import MODEL_PRESETS
 from model.sharding import batch_sharding
-from model.targets import Codec
+from model.targets import encoded_shapes
 from workers.teacher import codec_of
 from workers.train_step import (
     Batch,
@@ -60,7 +60,7 @@ def step_and_shapes(config: RunConfig, mesh: Mesh) -> tuple[TrainStep, StepShape
     mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
     encoded = {
         name: jax.ShapeDtypeStruct((*shape, *array.shape[2:]), array.dtype, sharding=rows)
-        for name, array in _encoded_shapes(codec, config.model.vocab_size).items()
+        for name, array in encoded_shapes(codec, config.model.vocab_size).items()
     }
     state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -70,8 +70,3 @@ def step_and_shapes(config: RunConfig, mesh: Mesh) -> tuple[TrainStep, StepShape
     signals = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=signal_sharding(mesh))
     batch: Any = Batch(*cast(Any, (tokens, tokens, tokens, tokens, mask)))
     return make_train_step(config, codec, mesh), StepShapes(state, batch, encoded, signals)
-
-
-def _encoded_shapes(codec: Codec, vocab_size: int) -> dict[str, Any]:
-    logits = jax.ShapeDtypeStruct((1, 1, vocab_size), jnp.float32)
-    return jax.eval_shape(codec.encode, logits, jax.ShapeDtypeStruct((1, 2), jnp.uint32))

@@ -15,6 +15,8 @@ DIVIDED_DIMS = (
     ("feed_forward", "model"),
     ("embedding_rows", "model"),
 )
+# Codecs whose targets every divergence can take.
+WHOLE_CODECS = ("hidden", "full")
 _MESH = ("mesh.data", "mesh.fsdp", "mesh.model")
 _DEVICES = (
     "cluster.accelerator",
@@ -201,6 +203,13 @@ def _objective_faults(config: RunConfig) -> Iterator[Fault]:
     if not config.distilled and teacher is not None:
         message = "would not be asked: objective.kind is `next_token`; set null, or use `distill`"
         yield Fault("teacher", NO_VALUE, message, ("objective.kind",))
+    if objective.beta is not None and objective.divergence != "jsd":
+        message = "is of `jsd` only; leave it out, or set objective.divergence to `jsd`"
+        yield Fault("objective.beta", objective.beta, message, ("objective.divergence",))
+    if not config.distilled and objective.divergence != "forward_kl":
+        message = "is from a teacher, and objective.kind is `next_token`; leave it out"
+        involved = ("objective.kind",)
+        yield Fault("objective.divergence", objective.divergence, message, involved)
     for name in ("label_weight", "final_label_weight"):
         if not config.distilled and (weight := getattr(objective, name)):
             message = "only a distilled run mixes two losses; leave it out"
@@ -212,13 +221,17 @@ def _objective_faults(config: RunConfig) -> Iterator[Fault]:
         message = f"is more than teacher.prefetch_steps, {teacher.prefetch_steps}; ask for fewer"
         involved = ("teacher.prefetch_steps",)
         yield Fault("teacher.steps_per_request", teacher.steps_per_request, message, involved)
-    if teacher.codec.k + teacher.codec.draws == 0:
-        message = "k and draws are both 0, which sends nothing; raise one of them"
-        yield Fault("teacher.codec", NO_VALUE, message)
-    if teacher.codec.k > config.model.vocab_size:
+    codec = teacher.codec
+    if codec.k is not None and codec.k > config.model.vocab_size:
         message = f"is more than the vocabulary of {config.model.vocab_size} tokens"
         involved = ("model.vocab_size", "model.preset")
-        yield Fault("teacher.codec.k", teacher.codec.k, message, involved)
+        yield Fault("teacher.codec.k", codec.k, message, involved)
+    if objective.divergence != "forward_kl" and codec.kind not in WHOLE_CODECS:
+        message = (
+            f"needs the teacher's whole distribution, and codec `{codec.kind}` sends a part of it; "
+            "set teacher.codec.kind to `hidden`, or take `forward_kl`"
+        )
+        yield Fault("objective.divergence", objective.divergence, message, ("teacher.codec",))
 
 
 def _replica_faults(teacher: TeacherConfig) -> Iterator[Fault]:

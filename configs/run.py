@@ -5,120 +5,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from configs.data import DataConfig
+from configs.distillation import ObjectiveConfig, TeacherConfig
 from configs.fault import group_fault
 from configs.section import Section, changeable
 from model.config import MODEL_PRESETS, KernelName, ModelConfig, Remat
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
-
-
-class ObjectiveConfig(Section):
-    """What the student minimises."""
-
-    kind: Literal["distill", "next_token"] = Field(
-        default="next_token",
-        description="`distill` learns the teacher's distribution, `next_token` the text itself.",
-    )
-    label_weight: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Share of the next-token loss in a distilled run's loss.",
-    )
-    final_label_weight: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="That share at the last step, reached along a line; unset keeps it constant.",
-    )
-    z_loss: float = Field(
-        default=0.0,
-        ge=0,
-        description="Weight of log² Σ exp logits, which keeps logits small; off by default.",
-    )
-
-
-class CodecConfig(Section):
-    """What the teacher says about a position, and how many bytes it takes."""
-
-    kind: Literal["hybrid"] = Field(
-        default="hybrid",
-        description="`hybrid` sends the k largest probabilities and unbiased draws of the rest.",
-    )
-    k: int = Field(
-        default=16, ge=0, description="Largest probabilities sent exactly; 0 leaves plain sampling."
-    )
-    draws: int = Field(
-        default=32, ge=0, description="Draws from the tail; 0 leaves plain (biased) top-k."
-    )
-    temperature: float = Field(
-        default=1.0,
-        gt=0,
-        description="Divides the logits of teacher and student in the distillation loss, which is "
-        "multiplied by its square.",
-    )
-
-
-class TeacherConfig(Section):
-    """The teacher and the pool of replicas that serves it."""
-
-    checkpoint: str = Field(description="The teacher's weights: `RUN`, `RUN@STEP` or a path.")
-    codec: CodecConfig = Field(default=CodecConfig(), description="How targets are encoded.")
-    replicas: int = changeable(1, ge=1, description="Copies of the teacher that serve targets.")
-    min_replicas: int = changeable(
-        1, ge=1, description="The fewest copies, where their number follows the need."
-    )
-    max_replicas: int | None = changeable(
-        None,
-        ge=1,
-        description="The most copies: their number follows the need, as the student's waits and "
-        "the replicas' busy time show it. Unset, it stays at `replicas`.",
-    )
-    rows_per_batch: int = Field(
-        default=8, ge=1, description="Rows a replica scores at once; its one compiled shape."
-    )
-    prefetch_steps: int = changeable(
-        4, ge=1, description="Steps whose targets may be on their way at once."
-    )
-    prefetch_bytes: int = changeable(
-        2_000_000_000,
-        ge=1,
-        description="Bytes of targets that a host may have on their way at once; one step always "
-        "may.",
-    )
-    steps_per_request: int = changeable(
-        1,
-        ge=1,
-        description="Steps that a host asks for in one request: more cost the host less, fewer "
-        "spread the work over more replicas. At most `prefetch_steps`.",
-    )
-    cpus_per_replica: float = changeable(1.0, ge=0, description="CPUs that Ray books per replica.")
-    tpus_per_replica: float = changeable(
-        0, ge=0, description="TPU chips that Ray books per replica; 0 runs it on the CPU."
-    )
-    answer_within_s: float = changeable(
-        60.0, gt=0, description="How long one answer may take before another replica is asked."
-    )
-    retry_for_s: float = changeable(
-        600.0, gt=0, description="How long a step waits for a teacher to answer before it fails."
-    )
-    labels_after_s: float | None = changeable(
-        None,
-        gt=0,
-        description="How long after the last answer a run without teachers goes on with labels "
-        "alone, until one answers again; unset waits.",
-    )
-    sameness: Literal["exact", "mixed"] = changeable(
-        "exact",
-        description="`exact` uses teachers of one kind of machine and software, whose answers are "
-        "equal bit for bit; `mixed` uses any, equal within rounding.",
-    )
-    cache_bytes: int = changeable(
-        8_000_000_000,  # small beside a disk, and some fifty million tokens of the default codec
-        ge=0,
-        description="Most bytes that this teacher's answers may take up below `storage`, where "
-        "other epochs, attempts and runs find them; 0 keeps none.",
-    )
 
 
 class OptimizerConfig(Section):

@@ -16,33 +16,20 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from model.chunked_objective import LossSums, Objective
-from model.chunked_terms import Chunk, chunk_terms, without_masked
+from model.chunked_terms import Chunk, ChunkTargets, chunk_terms, without_masked
 from model.chunked_vocabulary import VocabularyShare
 from model.config import ModelConfig
+from model.kernels import MASKED_LOGIT
 from model.losses import Mask
 from model.sharding import BATCH_AXES
-from model.targets import SparseTargets
+from model.targets import FullTargets, HiddenTargets, SparseTargets, Targets
 
 # Of a chunk's float32 logits on one device. A smaller chunk adds to the embedding's gradient
 # more often: below some 500 tokens accelerators would wait for memory at a vocabulary of 256k.
 CHUNK_LOGITS_BYTES = 1 << 29
-
-
-class HiddenTargets(NamedTuple):
-    """A teacher's whole distribution: its final hidden state, and what makes logits of it.
-
-    Its width and its number of embedding rows are its own, its vocabulary is the student's.
-    """
-
-    x_BTD: Float[Array, "B T D"]
-    embedding_RD: Float[Array, "R D"]
-    final_softcap: float | Float[Array, ""]
-
-
-Targets = SparseTargets | HiddenTargets | None
 
 
 class _Plan(NamedTuple):
@@ -71,11 +58,12 @@ def chunked_loss(
     embedding_RD: Float[Array, "R D"],
     labels_BT: Int[Array, "B T"],
     mask_BT: Mask,
-    targets: SparseTargets | HiddenTargets | None,
+    targets: Targets | None,
     label_weight: float | Float[Array, ""],
     *,
     model: ModelConfig,
     objective: Objective,
+    taught_BT: Bool[Array, "B T"] | None = None,
     mesh: Mesh | None = None,
     chunk_tokens: int | None = None,
 ) -> LossSums:
@@ -84,13 +72,15 @@ def chunked_loss(
     `ce` is the cross-entropy of the labels, `z` is log² Σ exp logits, and `kd` the divergence
     from the teacher, for sparse targets w the cross-entropy −Σ w log q, whose gradient in the
     logits is (Σ w) · q − w. Without targets the loss is ce + z_weight · z. What stands in a
-    masked position, even a NaN, stays out of sums and gradients.
+    masked position, even a NaN, stays out of sums and gradients, and so do the targets of a
+    position that is not taught: `label_weight` is 1 there.
 
     Args:
         x_BTD: final hidden states, float32 or bfloat16, the type of all products; sums, and
             the embedding's gradient over the chunks, are float32.
         embedding_RD: the tied embedding; rows from `model.vocab_size` on are never predicted.
         mask_BT: where the losses count, or by what weight.
+        taught_BT: positions that have targets; None: all of them.
         mesh: arrays are global, laid out as `model.sharding` says, the gradients likewise; the
             embedding's gradient is summed over devices once, after the last chunk. None: one
             device.
@@ -98,8 +88,8 @@ def chunked_loss(
             within `CHUNK_LOGITS_BYTES`.
 
     Raises:
-        ValueError: an objective that sparse targets cannot serve, a teacher of too few rows,
-            embedding rows that do not divide by the mesh, or no token in a chunk.
+        ValueError: an objective that sparse targets cannot serve, a teacher of another
+            vocabulary, embedding rows that do not divide by the mesh, or no token in a chunk.
     """
     _check(embedding_RD.shape[0], targets, model, objective, mesh, chunk_tokens)
     if isinstance(targets, HiddenTargets):
@@ -107,14 +97,19 @@ def chunked_loss(
         teacher_RD = targets.embedding_RD[: embedding_RD.shape[0]].astype(targets.x_BTD.dtype)
         missing = embedding_RD.shape[0] - teacher_RD.shape[0]
         targets = targets._replace(embedding_RD=jnp.pad(teacher_RD, ((0, missing), (0, 0))))
+    elif isinstance(targets, FullTargets):
+        surplus = ((0, 0), (0, 0), (0, embedding_RD.shape[0] - model.vocab_size))
+        log_probs_BTR = jnp.pad(targets.log_probs_BTV, surplus, constant_values=MASKED_LOGIT)
+        targets = FullTargets(log_probs_BTR)
     plan = _Plan(model, objective, mesh, chunk_tokens)
     share = jnp.asarray(1.0 if targets is None else label_weight, jnp.float32)
-    return _loss_sums(plan, x_BTD, embedding_RD, labels_BT, mask_BT, targets, share)
+    taught_BT = jnp.ones(labels_BT.shape, bool) if taught_BT is None else taught_BT
+    return _loss_sums(plan, x_BTD, embedding_RD, labels_BT, mask_BT, taught_BT, targets, share)
 
 
 def _check(
     num_rows: int,
-    targets: Targets,
+    targets: Targets | None,
     model: ModelConfig,
     objective: Objective,
     mesh: Mesh | None,
@@ -129,6 +124,11 @@ def _check(
         raise ValueError(
             f"the teacher's embedding has {len(targets.embedding_RD)} rows for a vocabulary of "
             f"{model.vocab_size}: take a teacher of the student's vocabulary"
+        )
+    if isinstance(targets, FullTargets) and targets.log_probs_BTV.shape[-1] != model.vocab_size:
+        raise ValueError(
+            f"the teacher gives {targets.log_probs_BTV.shape[-1]} log-probabilities for a "
+            f"vocabulary of {model.vocab_size}: take a teacher of the student's vocabulary"
         )
     if mesh is not None and num_rows % mesh.shape["model"]:
         raise ValueError(
@@ -150,7 +150,7 @@ def _forward(plan: _Plan, *arrays: Any) -> tuple[LossSums, Any]:
 
 def _backward(plan: _Plan, gradients: Any, cotangents: LossSums) -> tuple[Any, ...]:
     scaled = jax.tree.map(lambda g: (g * cotangents.loss).astype(g.dtype), gradients)
-    return (*scaled, None, None, None, None)
+    return (*scaled, None, None, None, None, None)
 
 
 _loss_sums.defvjp(_forward, _backward)
@@ -163,12 +163,15 @@ def _on_mesh(plan: _Plan, with_gradients: bool, *arrays: Any) -> tuple[LossSums,
     rows: Any = PartitionSpec(BATCH_AXES)
     embedding, whole = PartitionSpec("model", "fsdp"), PartitionSpec()
     targets = rows
-    if isinstance(arrays[4], HiddenTargets):
-        targets = HiddenTargets(rows, cast(Any, PartitionSpec("model")), cast(Any, whole))
+    if isinstance(arrays[5], HiddenTargets):
+        by_rows = cast(Any, PartitionSpec("model"))
+        targets = HiddenTargets(rows, by_rows, cast(Any, whole), rows)
+    elif isinstance(arrays[5], FullTargets):
+        targets = PartitionSpec(BATCH_AXES, None, "model")
     return jax.shard_map(
         partial(_on_device, plan, with_gradients, _Axes(("slice", "data"), ("fsdp",), ("model",))),
         mesh=plan.mesh,
-        in_specs=(rows, embedding, rows, rows, targets, whole),
+        in_specs=(rows, embedding, rows, rows, rows, targets, whole),
         out_specs=(whole, (rows, embedding) if with_gradients else None),
     )(*arrays)
 
@@ -181,20 +184,18 @@ def _on_device(
     embedding_RD: Float[Array, "R d"],
     labels_BT: Int[Array, "B T"],
     mask_BT: Mask,
-    targets: Targets,
+    taught_BT: Bool[Array, "B T"],
+    targets: Targets | None,
     label_weight: Float[Array, ""],
 ) -> tuple[LossSums, Any]:
     """The same for a device's own rows and its block of the embedding."""
     table_RD = jax.lax.all_gather(embedding_RD.astype(x_BTD.dtype), axes.width, axis=1, tiled=True)
     share = partial(VocabularyShare, vocab_size=plan.model.vocab_size, axes=axes.vocabulary)
     student = share(table_RD, plan.model.final_softcap)
-    teacher = teacher_x_BTE = None
-    ids_BTM, weights_BTM = labels_BT[..., None][..., :0], jnp.zeros((*labels_BT.shape, 0))
-    if isinstance(targets, SparseTargets):
-        ids_BTM, weights_BTM = targets
-    elif isinstance(targets, HiddenTargets):
-        teacher, teacher_x_BTE = share(targets.embedding_RD, targets.final_softcap), targets.x_BTD
-    tokens = Chunk(x_BTD, labels_BT, mask_BT, ids_BTM, weights_BTM, teacher_x_BTE)
+    teacher = None
+    if isinstance(targets, HiddenTargets):
+        teacher = share(targets.embedding_RD, targets.final_softcap)
+    tokens = Chunk(x_BTD, labels_BT, mask_BT, taught_BT, _of_chunks(targets, labels_BT))
     chunks = _cut(tokens, plan.chunk_tokens, len(table_RD))
     terms = partial(chunk_terms, plan.objective, student, teacher, label_weight)
 
@@ -222,6 +223,18 @@ def _on_device(
     sum_Rd = jax.lax.psum_scatter(sum_RD, axes.width, scatter_dimension=1, tiled=True)
     d_embedding_Rd = jax.lax.psum(sum_Rd, axes.replicas).astype(embedding_RD.dtype)
     return sums, (d_x_BTD, d_embedding_Rd)
+
+
+def _of_chunks(targets: Targets | None, labels_BT: Int[Array, "B T"]) -> ChunkTargets:
+    """The targets' arrays by token, still with the axes B and T."""
+    if isinstance(targets, SparseTargets):
+        return ChunkTargets(*targets)
+    none = ChunkTargets(labels_BT[..., None][..., :0], jnp.zeros((*labels_BT.shape, 0)))
+    if isinstance(targets, HiddenTargets):
+        return none._replace(x_CE=targets.x_BTD, log_norm_C=targets.log_norm_BT)
+    if isinstance(targets, FullTargets):
+        return none._replace(log_p_CR=targets.log_probs_BTV)
+    return none
 
 
 def _cut(tokens: Chunk, chunk_tokens: int | None, num_rows: int) -> Chunk:

@@ -5,12 +5,12 @@ Legend: C tokens, R the embedding rows at hand; sums over them are completed by 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
+from model.config import DivergenceName
 
 
 @dataclass(frozen=True)

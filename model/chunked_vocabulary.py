@@ -49,6 +49,13 @@ class VocabularyShare(NamedTuple):
         )
         return jax.lax.psum(mine_CK, self.axes)
 
+    def without(
+        self, logits_CR: Float[Array, "C R"], ids_CK: Int[Array, "C K"]
+    ) -> Float[Array, "C R"]:
+        """Logits with those of `ids_CK` so low that their probability is exactly zero."""
+        tokens_C1 = jnp.arange(len(logits_CR))[:, None]
+        return logits_CR.at[tokens_C1, self._local(ids_CK)].set(MASKED_LOGIT, mode="drop")
+
     def subtract(
         self, values_CR: Float[Array, "C R"], ids_CK: Int[Array, "C K"], less_CK: Array
     ) -> Float[Array, "C R"]:

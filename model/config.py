@@ -8,6 +8,10 @@ KernelName = Literal["auto", "plain", "blocked", "splash", "tokamax"]
 """The kernels of attention, see `model.kernels`."""
 Remat = Literal["none", "projections", "layers"]
 """What the backward pass computes anew, see `model.execution`."""
+DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
+"""How far a student is from its teacher, see `model.chunked_objective`."""
+ValueType = Literal["bfloat16", "uint8", "float32"]
+"""How probabilities are sent, see `model.codecs.values`."""
 
 
 class ModelConfig(BaseModel):

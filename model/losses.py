@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from model.kernels import MASKED_LOGIT
 from model.targets import SparseTargets
 
 Logits = Float[Array, "B T V"]
@@ -42,11 +43,19 @@ def distillation_loss(
 
     Also right where the weights of a position do not sum to one (top-k): the gradient in the
     logits is (Σ w) · q − w. The targets are taken as they are; they were made at `temperature`.
+    A tail adds − tail · log Σ q over all other tokens: on the targets the gradient is q − w, and
+    elsewhere q_j (Σ w − Σ q of the targets) / (1 − Σ q of the targets).
     """
     scaled_BTV = _wide(logits_BTV) / temperature
     chosen_BTM = jnp.take_along_axis(scaled_BTV, targets.ids_BTM, axis=-1)
     log_norm_BT = jax.nn.logsumexp(scaled_BTV, axis=-1)
     loss_BT = jnp.sum(targets.weights_BTM * (log_norm_BT[..., None] - chosen_BTM), axis=-1)
+    if targets.tail_BT is not None:
+        others_BTV = jnp.put_along_axis(
+            scaled_BTV, targets.ids_BTM, MASKED_LOGIT, axis=-1, inplace=False
+        )
+        log_rest_BT = jax.nn.logsumexp(others_BTV, axis=-1) - log_norm_BT
+        loss_BT -= targets.tail_BT * log_rest_BT
     return _masked_sum(temperature**2 * loss_BT, mask_BT)
 
 

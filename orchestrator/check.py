@@ -7,7 +7,7 @@ from rich.table import Table
 from configs.checks import layout
 from configs.fault import NO_VALUE, Fault
 from configs.load import ConfigError
-from configs.run import RecipeConfig, RunConfig
+from configs.run import RecipeConfig, RunConfig, TeacherConfig
 from model.config import param_count
 from orchestrator.recipe import recipe_configs
 from workers.source_files import list_files
@@ -71,11 +71,7 @@ def run_facts(config: RunConfig) -> list[tuple[str, str]]:
         ),
     ]
     if config.teacher is not None:
-        per_token = _bytes_per_token(config)
-        facts += [
-            ("targets per token", f"{per_token:,} bytes"),
-            ("targets per step", f"{tokens:,} × {per_token:,} = {tokens * per_token:,} bytes"),
-        ]
+        facts += _target_facts(config.teacher, config.model.vocab_size, tokens)
     return facts
 
 
@@ -94,13 +90,17 @@ def corpus_facts(config: RunConfig) -> tuple[list[tuple[str, str]], list[Fault]]
     return facts, faults
 
 
-def _bytes_per_token(config: RunConfig) -> int:
-    from model.targets import CODECS, bytes_per_token  # JAX takes a while to import
+def _target_facts(teacher: TeacherConfig, vocab_size: int, tokens: int) -> list[tuple[str, str]]:
+    from model.targets import bytes_per_token, make_codec  # JAX takes a while to import
 
-    assert config.teacher is not None
-    settings = config.teacher.codec
-    codec = CODECS[settings.kind](k=settings.k, draws=settings.draws)
-    return bytes_per_token(codec, config.model.vocab_size)
+    if teacher.codec.kind == "hidden":  # the teacher may be a run that is still to come
+        return [("targets per token", "2 bytes × the teacher's width + 4")]
+    codec = make_codec(teacher.codec.kind, **teacher.codec.params())
+    per_token = bytes_per_token(codec, vocab_size)
+    return [
+        ("targets per token", f"{per_token:,} bytes"),
+        ("targets per step", f"{tokens:,} × {per_token:,} = {tokens * per_token:,} bytes"),
+    ]
 
 
 def _print(console: Console, text: str) -> None:

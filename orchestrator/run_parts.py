@@ -122,6 +122,7 @@ class AttemptPart:
             dataset_digest=facts["dataset_digest"],
             tokenizer_digest=facts["tokenizer_digest"],
             teacher_digest=self._spec.teacher_digest,
+            teacher_url=self._spec.teacher_url,
             work=self._spec.work,
         )
         payload = {

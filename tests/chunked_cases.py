@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.chunked_loss import HiddenTargets, LossSums, Targets, chunked_loss
+from model.chunked_loss import LossSums, chunked_loss
 from model.chunked_objective import Objective
 from model.config import MODEL_PRESETS, ModelConfig
 from model.losses import (
@@ -18,7 +18,7 @@ from model.losses import (
     reverse_kl,
     z_loss,
 )
-from model.targets import SparseTargets
+from model.targets import FullTargets, HiddenTargets, SparseTargets, Targets
 
 TEACHER_SOFTCAP = 3.0
 FORWARD = Objective()
@@ -26,9 +26,11 @@ FORWARD = Objective()
 OBJECTIVES = {
     "next_token": FORWARD,
     "sparse": FORWARD,
+    "tail": FORWARD,
     "forward_kl": FORWARD,
     "reverse_kl": Objective("reverse_kl"),
     "jsd": Objective("jsd", beta=0.3),
+    "full": Objective("jsd", beta=0.6),
 }
 
 
@@ -42,11 +44,19 @@ class Case:
     labels: Any
     mask: Any
     sparse: SparseTargets
+    with_tail: SparseTargets
+    full: FullTargets
     hidden: HiddenTargets
 
-    def targets(self, name: str) -> Targets:
+    def targets(self, name: str) -> Targets | None:
         """Those that an entry of `OBJECTIVES` is for."""
-        return {"next_token": None, "sparse": self.sparse}.get(name, self.hidden)
+        others = {
+            "next_token": None,
+            "sparse": self.sparse,
+            "tail": self.with_tail,
+            "full": self.full,
+        }
+        return others.get(name, self.hidden)
 
 
 def make_case(
@@ -76,6 +86,14 @@ def make_case(
             jnp.asarray(rng.integers(0, V, (B, T, M))),
             jnp.asarray(rng.random((B, T, M)) / max(M, 1), jnp.float32),
         ),
+        with_tail=SparseTargets(
+            jnp.asarray(
+                rng.permuted(np.tile(np.arange(V), (B, T, 1)), axis=-1)[..., : min(M, V - 1)]
+            ),
+            jnp.asarray(rng.random((B, T, min(M, V - 1))) / max(M, 1), jnp.float32),
+            jnp.asarray(rng.random((B, T)), jnp.float32),
+        ),
+        full=FullTargets(jax.nn.log_softmax(normal(B, T, V))),
         hidden=HiddenTargets(
             normal(B, T, teacher_width),
             normal(V + teacher_surplus, teacher_width),
@@ -111,7 +129,12 @@ def plain_sums(case: Case, x, embedding, targets, label_weight, objective) -> Lo
     if isinstance(targets, SparseTargets):
         kd = distillation_loss(logits, targets, mask, tau)[0]
     else:
-        teacher = _plain_logits(*targets)[..., :V]
+        # Of log-probabilities at the temperature, logits that give them at it.
+        teacher = (
+            targets.log_probs_BTV * tau
+            if isinstance(targets, FullTargets)
+            else _plain_logits(*targets[:3])[..., :V]
+        )
         if objective.divergence == "forward_kl":
             kd = full_cross_entropy(teacher, logits, mask, tau)[0]
         elif objective.divergence == "reverse_kl":

@@ -18,6 +18,13 @@ install_import_hook(
     [
         "model.attention",
         "model.cache",
+        "model.codecs.base",
+        "model.codecs.bits",
+        "model.codecs.blocks",
+        "model.codecs.rows",
+        "model.codecs.sparse",
+        "model.codecs.values",
+        "model.codecs.whole",
         "model.chunked_loss",
         "model.chunked_objective",
         "model.chunked_terms",

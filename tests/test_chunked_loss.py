@@ -77,11 +77,14 @@ def spoilt(case: Case) -> Case:
         x=fill(case.x, jnp.nan),
         labels=jnp.where(case.mask, case.labels, 10**6),
         sparse=SparseTargets(fill(case.sparse.ids_BTM, -7), fill(case.sparse.weights_BTM, jnp.inf)),
+        with_tail=jax.tree.map(
+            lambda a: jnp.where(case.mask if a.ndim == 2 else inside, a, -9), case.with_tail
+        ),
         hidden=case.hidden._replace(x_BTD=fill(case.hidden.x_BTD, jnp.inf)),
     )
 
 
-@pytest.mark.parametrize("name", ["sparse", "jsd"])
+@pytest.mark.parametrize("name", ["sparse", "tail", "jsd"])
 def test_what_stands_in_masked_positions_stays_out(name):
     case, objective = make_case(), OBJECTIVES[name]
     clean = ours(case, case.targets(name), 0.5, objective, chunk_tokens=4)

@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from model import chunked_loss as module
-from model.chunked_loss import HiddenTargets
 from model.sharding import BATCH_AXES, make_mesh
+from model.targets import HiddenTargets
 from tests.chunked_cases import (
     FORWARD,
     OBJECTIVES,
@@ -37,15 +37,17 @@ def laid_out(case: Case, mesh) -> Case:
     """Tokens by rows and the embedding in blocks."""
     rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     block = NamedSharding(mesh, PartitionSpec("model", "fsdp"))
-    tokens = jax.device_put((case.x, case.labels, case.mask, case.sparse), rows)
+    tokens = (case.x, case.labels, case.mask, case.sparse, case.with_tail, case.full)
+    tokens = jax.device_put(tokens, rows)
     hidden = HiddenTargets(
         jax.device_put(case.hidden.x_BTD, rows),
         jax.device_put(case.hidden.embedding_RD, block),
         TEACHER_SOFTCAP,
     )
     embedding = jax.device_put(case.embedding, block)
-    x, labels, mask, sparse = tokens
-    return Case(case.model, x, embedding, labels, mask, sparse, hidden)
+    x, labels, mask, *others = tokens
+    sparse, with_tail, full = others
+    return Case(case.model, x, embedding, labels, mask, sparse, with_tail, full, hidden)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -91,9 +91,9 @@ def test_check_shows_the_arithmetic():
         "tokens per step": "64 rows × 64 = 4,096",
         "tokens in all": "10 steps × 4,096 = 40,960",
         "parameters": "16,384 in the embedding + 18,720 others = 35,104",
-        # 16 entries of a uint16 id and a float32 probability, and 32 uint16 draws.
-        "targets per token": "160 bytes",
-        "targets per step": "4,096 × 160 = 655,360 bytes",
+        # 48 ids of 9 bits in 14 words, and 16 probabilities in bfloat16.
+        "targets per token": "88 bytes",
+        "targets per step": "4,096 × 88 = 360,448 bytes",
     }
 
 

@@ -109,11 +109,30 @@ def test_faults_of_single_settings(setting, path, message):
         (("objective.kind=distill",), "teacher", "is missing, but objective.kind"),
         (("teacher.checkpoint=other",), "teacher", "would not be asked"),
         (("objective.label_weight=0.5",), "objective.label_weight", "only a distilled run"),
+        ((*TEACHER, "teacher.codec={k: 0}"), "teacher.codec.k", "a whole number ≥ 1"),
         (
-            (*TEACHER, "teacher.codec={k: 0, draws: 0}"),
-            "teacher.codec",
-            "k and draws are both 0",
+            (*TEACHER, "teacher.codec={kind: topk, draws: 32}"),
+            "teacher.codec.draws",
+            "32 is nothing to codec `topk`, which takes k, values, temperature; set it to null",
         ),
+        (
+            (*TEACHER, "teacher.codec={kind: hidden, values: uint8}"),
+            "teacher.codec.values",
+            "is nothing to codec `hidden`, which takes temperature; set it to null",
+        ),
+        ((*TEACHER, "teacher.codec={kind: topq}"), "teacher.codec.kind", "`hidden` or `full`"),
+        (
+            (*TEACHER, "objective.divergence=jsd"),
+            "objective.divergence",
+            "codec `hybrid` sends a part of it; set teacher.codec.kind to `hidden`, or take",
+        ),
+        (
+            (*TEACHER, "teacher.codec={kind: topk}", "objective.divergence=reverse_kl"),
+            "objective.divergence",
+            "codec `topk` sends a part of it",
+        ),
+        ((*TEACHER, "objective.beta=0.3"), "objective.beta", "0.3 is of `jsd` only"),
+        (("objective.divergence=jsd",), "objective.divergence", "is from a teacher"),
         ((*TEACHER, "teacher.codec.k=513"), "teacher.codec.k", "vocabulary of 512"),
         (
             (*TEACHER, "teacher.steps_per_request=5"),
@@ -149,6 +168,13 @@ def test_faults_of_combinations(settings, path, message):
     [
         (),
         TEACHER,
+        (
+            *TEACHER,
+            "teacher.codec={kind: hidden}",
+            "objective.divergence=jsd",
+            "objective.beta=0.1",
+        ),
+        (*TEACHER, "teacher.codec={kind: topk, draws: null, values: uint8}"),
         TPU,
         (*TPU, "cluster.num_slices=4", "cluster.num_hosts=8", "batch.rows=64"),
         ("data.held_out_fraction=0", "evaluation.enabled=false"),

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from configs.distillation import CodecConfig
 from configs.run import RunConfig
+from model.sharding import make_mesh
 from orchestrator.history import read_events, read_steps
 from orchestrator.targets import _building_config
 from tests.checkpoints import fresh_state, save_state, tiny_config
 from tests.runs import VOCAB_SIZE, text_folder
 from workers import checkpoint
-from workers.checkpoint import checkpoint_url, read_entry, read_meta
+from workers.checkpoint import checkpoint_url, load_params, read_entry, read_meta
 from workers.jobs import StartPoint, StudentJob, TeacherJob
 from workers.preparer import Prepared, prepare
 from workers.rows import RowId
@@ -32,7 +37,8 @@ from workers.targets_protocol import (
     TargetSource,
     TeacherUnavailableError,
 )
-from workers.teacher import Teacher
+from workers.teacher import Teacher, codec_of
+from workers.unembedding import load_unembedding
 
 NUM_STEPS = 6
 MESH = {"fsdp": 2, "model": 2}
@@ -89,6 +95,10 @@ def teacher(storage: Path) -> tuple[Teacher, str]:
     return Teacher(
         TeacherJob("unused", url, settings, 32, "float32"), "replica"
     ), meta.params_digest
+
+
+def teacher_url(storage: Path) -> str:
+    return checkpoint_url(str(storage / "runs" / "teacher"), 0)
 
 
 def job_of(
@@ -343,7 +353,8 @@ def ledger_of(config: RunConfig) -> list[str]:
     """The digests of the targets of each step, wherever they came from."""
     lines = read_steps(f"{config.storage}/runs/{config.name}")
     assert all(sum(line["targets"]["from"].values()) == 8 for line in lines)
-    assert {line["targets"]["codec"] for line in lines} == {"hybrid(k=4,draws=5,temperature=1.0)"}
+    assert config.teacher is not None
+    assert {line["targets"]["codec"] for line in lines} == {codec_of(config.teacher).name}
     return [line["targets"]["digest"] for line in lines]
 
 
@@ -406,6 +417,39 @@ def test_a_fork_goes_on_in_a_run_of_its_own(storage, facts, undisturbed):
     assert [line["step"] for line in read_steps(run)] == [5, 6]
     assert not Path(checkpoint_url(run, 4)).exists()
     assert Path(source).exists()
+
+
+def test_hidden_states_are_read_with_the_teachers_embedding(storage, facts, teacher):
+    """Whole distributions by either way, but for the rounding of what is sent."""
+    url = teacher_url(storage)
+    found = {}
+    for kind in ("hidden", "full"):
+        config = config_of(storage, f"by-{kind}", distilled=True, steps=2)
+        assert config.teacher is not None
+        told = config.teacher.model_copy(update={"codec": CodecConfig(kind=kind)})
+        objective = config.objective.model_copy(update={"divergence": "reverse_kl"})
+        config = config.model_copy(update={"teacher": told, "objective": objective})
+        job = job_of(facts, config, teacher_digest=teacher[1], teacher_url=url)
+        train(job, Beside(Teacher(TeacherJob("unused", url, told, 32, "float32"), "replica")))
+        lines = read_steps(f"{storage}/runs/{config.name}")
+        found[kind] = [line["kd_loss"] for line in lines]
+    assert len(found["hidden"]) == 2 and min(found["full"]) > 0
+    assert found["hidden"] == pytest.approx(found["full"], rel=2e-2)
+    assert found["hidden"] != found["full"]
+
+
+def test_the_embedding_is_that_of_the_checkpoint_and_of_the_same_vocabulary(storage, teacher):
+    mesh = make_mesh({"fsdp": 2, "model": 2}, jax.devices()[:4])
+    url, rows = teacher_url(storage), VOCAB_SIZE + 4
+    found = load_unembedding(url, VOCAB_SIZE, rows, mesh)
+    saved = load_params(url)[1]["embedding"].astype(jnp.bfloat16)
+    by_rows = NamedSharding(mesh, PartitionSpec("model"))
+    assert found.embedding_RD.sharding == by_rows
+    np.testing.assert_array_equal(found.embedding_RD[:VOCAB_SIZE], saved)
+    assert found.embedding_RD.shape[0] == rows and not found.embedding_RD[VOCAB_SIZE:].any()
+    assert found.final_softcap == 30.0
+    with pytest.raises(ValueError, match=f"vocabulary of {VOCAB_SIZE}, this run one of 300"):
+        load_unembedding(url, 300, 300, mesh)
 
 
 def test_a_refusing_teacher_ends_the_run_at_once(storage, facts, teacher):

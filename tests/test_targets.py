@@ -1,6 +1,6 @@
-"""The codecs: exact heads, fair draws, unbiased gradients, stable random numbers, the wire."""
+"""What crosses the wire: names, keys, bytes, and that a row's bytes are its own."""
 
-from functools import partial
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,202 +8,191 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend.random import threefry_2x32
 
-from model.losses import distillation_loss
+from configs.distillation import CODEC_DEFAULTS, CodecConfig
+from model.codecs import rows
+from model.codecs.bits import Places, pack, random_words, unpack
+from model.codecs.rows import encode_rows
+from model.config import MODEL_PRESETS
 from model.targets import (
+    CODECS,
     Codec,
     HybridCodec,
+    SampledCodec,
     bytes_per_token,
     from_wire,
     make_codec,
     row_key,
     wire_view,
 )
+from model.transformer import unembed
+from tests.codec_cases import encode, keys
+
+SMALL = {
+    "hybrid": {"k": 3, "draws": 5},
+    "topk": {"k": 4},
+    "sampled": {"draws": 7},
+    "gemma3": {"draws": 6},
+    "hidden": {},
+    "full": {},
+}
 
 
-def keys(count, seed=0):
-    return np.stack([row_key(seed, 0, i) for i in range(count)])
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_row_does_not_feel_its_slot_its_neighbours_or_the_pieces(kind, monkeypatch):
+    """Equal bit for bit, however rows are ordered and however many logits there are at once."""
+    codec = make_codec(kind, **SMALL[kind])
+    model = MODEL_PRESETS["tiny"].model_copy(update={"vocab_size": 50, "num_embeddings": 56})
+    params = {"embedding": jax.random.normal(jax.random.key(0), (56, 32))}
+    x = jax.random.normal(jax.random.key(1), (4, 6, 32))
 
-
-@partial(jax.jit, static_argnums=0)
-def encode(codec, logits, row_keys):
-    return codec.encode(logits, row_keys)
-
-
-def zipf_logits(V, seed=0):
-    """A long-tailed distribution in shuffled order."""
-    order = np.random.default_rng(seed).permutation(V)
-    return jnp.asarray(-1.2 * np.log1p(order), jnp.float32)
-
-
-def dense(targets, V):
-    """Sum of the target weights per id, [B, T, V]."""
-    B, T, _ = targets.ids_BTM.shape
-    rows, cols = np.ogrid[:B, :T]
-    out = np.zeros((B, T, V))
-    np.add.at(out, (rows[..., None], cols[..., None], targets.ids_BTM), targets.weights_BTM)
-    return out
-
-
-@pytest.mark.parametrize("codec", [HybridCodec(8, 16), HybridCodec(0, 24), HybridCodec(8, 0)])
-def test_the_head_is_exact_and_the_weights_sum_to_what_they_should(codec):
-    V = 61
-    logits = jax.random.normal(jax.random.key(0), (2, 7, V)) * 3
-    targets = codec.decode(encode(codec, logits, keys(2)))
-    probs = np.asarray(jax.nn.softmax(logits))
-    assert targets.ids_BTM.shape == (2, 7, codec.k + codec.draws)
-    assert targets.ids_BTM.dtype == jnp.int32 and targets.weights_BTM.dtype == jnp.float32
-    largest = -np.sort(-probs)[..., : codec.k]
-    np.testing.assert_allclose(targets.weights_BTM[..., : codec.k], largest, rtol=1e-6)
-    at_ids = np.take_along_axis(probs, np.asarray(targets.ids_BTM), -1)
-    np.testing.assert_allclose(at_ids[..., : codec.k], largest, rtol=1e-6)
-    total = 1.0 if codec.draws else largest.sum(-1)
-    np.testing.assert_allclose(targets.weights_BTM.sum(-1), np.broadcast_to(total, (2, 7)), 1e-5)
-    head, draws = np.split(np.asarray(targets.ids_BTM), [codec.k], axis=-1)
-    assert not (head[..., :, None] == draws[..., None, :]).any()
-
-
-def gradient_error(codec, rows=400, T=16, V=200):
-    """Mean gradient over rows × T independent encodings minus q − p, and its standard error."""
-    teacher, student = zipf_logits(V), zipf_logits(V, seed=1) * 0.5
-    encoded = encode(codec, jnp.broadcast_to(teacher, (rows, T, V)), keys(rows))
-    targets = jax.jit(codec.decode)(encoded)
-    mask = jnp.ones((rows, T), bool)
-    z = jnp.broadcast_to(student, (rows, T, V))
-    gradient = jax.grad(lambda z: distillation_loss(z, targets, mask)[0])(z)
-    samples = np.asarray(gradient, np.float64).reshape(-1, V)
-    exact = np.asarray(jax.nn.softmax(student) - jax.nn.softmax(teacher), np.float64)
-    return samples.mean(0) - exact, samples.std(0, ddof=1) / np.sqrt(len(samples))
-
-
-@pytest.mark.parametrize("codec", [HybridCodec(8, 12), HybridCodec(0, 12)])
-def test_the_expected_gradient_is_that_of_the_full_distribution(codec):
-    error, standard_error = gradient_error(codec)
-    drawn = standard_error > 1e-8
-    assert drawn.sum() >= 192  # every tail token was drawn at some time
-    scores = error[drawn] / standard_error[drawn]
-    # 200 roughly normal scores: their mean square is 1 ± 0.1, none is beyond 5.
-    assert np.abs(scores).max() < 5
-    assert 0.7 < np.mean(scores**2) < 1.4
-    np.testing.assert_allclose(error[~drawn], 0, atol=1e-6)
-
-
-def test_the_gradient_of_top_k_is_biased_towards_the_head():
-    error, _ = gradient_error(HybridCodec(8, 0), rows=1)
-    probs = np.asarray(jax.nn.softmax(zipf_logits(200)))
-    head = np.argsort(-probs)[:8]
-    tail = np.delete(np.arange(200), head)
-    # On the tail a·q_j instead of q_j − p_j: the mean error is far from zero.
-    assert error[head].sum() < -0.01 and error[tail].sum() > 0.01
-
-
-def test_the_error_falls_with_the_root_of_the_draws():
-    logits = jnp.broadcast_to(zipf_logits(97), (20, 8, 97))
-    probs = np.asarray(jax.nn.softmax(zipf_logits(97)))
-
-    def error(draws):
-        codec = HybridCodec(4, draws)
-        return np.sqrt(
-            np.mean((dense(codec.decode(encode(codec, logits, keys(20))), 97) - probs) ** 2)
+    def encoded(order: list[int]) -> dict[str, np.ndarray]:
+        chosen = np.array(order)
+        found = jax.jit(lambda x, keys: encode_rows(codec, params, model, x, keys))(
+            x[chosen], keys(4)[chosen]
         )
+        return {name: np.asarray(array) for name, array in found.items()}
 
-    assert error(16) / error(1024) == pytest.approx(8, rel=0.15)
-    pure = HybridCodec(0, 16)
-    pure_error = np.sqrt(
-        np.mean((dense(pure.decode(encode(pure, logits, keys(20))), 97) - probs) ** 2)
-    )
-    assert error(16) < pure_error / 2
+    plain = encoded([0, 1, 2, 3])
+    for order in ([3, 1, 0, 2], [2, 2, 2, 2], [1]):
+        moved = encoded(order)
+        assert moved.keys() == plain.keys()
+        for name, array in moved.items():
+            np.testing.assert_array_equal(array.view("u1"), plain[name][order].view("u1"))
+    at_once = codec.encode(unembed(params, model, x)[..., :50], keys(4), x)
+    monkeypatch.setattr(rows, "PIECE_LOGITS_BYTES", 4 * 50 * 4)  # pieces of 3, of 6 positions
+    in_pieces = encoded([0, 1, 2, 3])
+    for name, array in in_pieces.items():
+        assert array.shape == at_once[name].shape and array.dtype == at_once[name].dtype
+        if name == "ids":
+            np.testing.assert_array_equal(array, at_once[name])
+            np.testing.assert_array_equal(array, plain[name])
 
 
-def test_draws_of_a_row_depend_on_its_key_and_logits_alone():
-    codec = HybridCodec(4, 9)
-    logits = jax.random.normal(jax.random.key(0), (3, 6, 50))
-    together = encode(codec, logits, keys(3))
-    alone = encode(codec, logits[1:2], keys(3)[1:2])
-    moved = encode(codec, logits[jnp.array([1, 0, 1, 2, 2])], keys(3)[[1, 0, 1, 2, 2]])
-    shorter = encode(codec, logits[1:2, :4], keys(3)[1:2])
-    for name in together:
-        np.testing.assert_array_equal(alone[name][0], together[name][1])
-        np.testing.assert_array_equal(moved[name][2], together[name][1])
-        np.testing.assert_array_equal(shorter[name][0], together[name][1, :4])
-    other = encode(codec, logits[1:2], keys(1, seed=5))
-    assert not np.array_equal(other["draw_ids"], alone["draw_ids"])
-    same_logits = encode(codec, jnp.broadcast_to(logits[:1, :1], (1, 2, 50)), keys(1))["draw_ids"]
-    assert not np.array_equal(same_logits[0, 0], same_logits[0, 1])
+@pytest.mark.parametrize("codec", [HybridCodec(3, 5), SampledCodec(7)])
+def test_draws_differ_by_row_seed_and_position(codec):
+    logits = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (50,)), (2, 2, 50))
+    ids = [
+        np.asarray(codec.decode(encode(codec, logits, keys(2, seed)), 50).ids_BTM)
+        for seed in (0, 5)
+    ]
+    draws = [tuple(row) for array in ids for row in array.reshape(4, -1)]
+    assert len(set(draws)) == len(draws) == 8
 
 
 def test_draws_and_keys_are_pinned():
     """The random numbers are part of the format: caches outlive versions."""
     assert row_key(1, 2, 3).tolist() == [3860511351, 3036371597]
-    draws = HybridCodec(0, 6).encode(jnp.zeros((1, 2, 1000)), row_key(1, 2, 3)[None])["draw_ids"]
-    assert draws.tolist() == [[[752, 470, 299, 186, 754, 437], [611, 651, 761, 156, 204, 736]]]
+    codec = SampledCodec(6)
+    encoded = codec.encode(jnp.zeros((1, 2, 1000)), row_key(1, 2, 3)[None])
+    assert codec.decode(encoded, 1000).ids_BTM.tolist() == [PINNED_DRAWS]
 
 
+PINNED_DRAWS = [[371, 792, 261, 922, 832, 553], [744, 605, 20, 498, 751, 962]]
+
+
+def test_random_words_are_those_of_the_paper():
+    """Threefry-2x32 with 20 rounds, against JAX's own and one known answer of its authors."""
+    words = random_words(Places(jnp.zeros((1, 2), jnp.uint32), jnp.zeros(1, jnp.uint32)), 0, 2)
+    assert [hex(word) for word in words[0].tolist()] == ["0x6b200159", "0x99ba4efe"]
+    row_keys, positions = keys(3), np.array([0, 5, 2**32 - 1], np.uint32)
+    found = random_words(Places(jnp.asarray(row_keys), jnp.asarray(positions)), 1, 5)
+    for row in range(3):
+        counters = [*[positions[row]] * 3, *((1 << 24) + np.arange(3))]
+        expected = threefry_2x32(jnp.asarray(row_keys[row]), np.array(counters, np.uint32))
+        np.testing.assert_array_equal(found[row], expected[:5])
+
+
+@settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.floats(-40, 40, width=32), min_size=1, max_size=40),
-    st.sampled_from([HybridCodec(0, 5), HybridCodec(1, 5), HybridCodec(7, 5)]),
+    vocab_size=st.integers(2, 1 << 31) | st.sampled_from([2, 256, 257, 65_536, 65_537, 256_000]),
+    num_ids=st.integers(1, 70),
+    seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
-def test_only_tokens_of_some_probability_outside_the_head_are_drawn(values, codec):
-    logits = np.full((1, 1, 43), -1e30, np.float32)
-    logits[0, 0, : len(values)] = values
-    targets = codec.decode(encode(codec, logits, keys(1)))
-    probs = np.asarray(jax.nn.softmax(logits))[0, 0]
-    ids, weights = np.asarray(targets.ids_BTM)[0, 0], np.asarray(targets.weights_BTM)[0, 0]
-    assert ids.max() < len(probs) and (weights >= 0).all()
-    assert weights.sum() == pytest.approx(1, abs=1e-5)
-    if np.sort(probs)[: len(probs) - codec.k].sum() > 0:
-        assert (probs[ids[codec.k :]] > 0).all()
-        assert not set(ids[: codec.k]) & set(ids[codec.k :])
+def test_packed_ids_come_back_and_take_no_more_words_than_needed(vocab_size, num_ids, seed):
+    ids = np.random.default_rng(seed).integers(0, vocab_size, (3, num_ids), np.int32)
+    ids[0], ids[1] = 0, vocab_size - 1
+    packed = jax.jit(pack, static_argnums=1)(ids, vocab_size)
+    bits = max(int(vocab_size - 1).bit_length(), 1)
+    assert packed.dtype == jnp.uint32 and packed.shape == (3, -(-num_ids * bits // 32))
+    as_one = sum(int(word) << (32 * place) for place, word in enumerate(np.asarray(packed[2])))
+    assert as_one == sum(int(each) << (bits * place) for place, each in enumerate(ids[2]))
+    unpacked = jax.jit(unpack, static_argnums=(1, 2))(packed, num_ids, vocab_size)
+    np.testing.assert_array_equal(unpacked, ids)
 
 
-def test_temperature_belongs_to_the_encoding():
-    logits = jax.random.normal(jax.random.key(0), (1, 1, 20)) * 3
-    targets = HybridCodec(20, 0, temperature=2.0).decode(
-        HybridCodec(20, 0, temperature=2.0).encode(logits, keys(1))
-    )
-    np.testing.assert_allclose(dense(targets, 20), jax.nn.softmax(logits / 2.0), rtol=1e-5)
+@pytest.mark.parametrize(
+    ("kind", "params", "num_bytes"),
+    [
+        ("hybrid", {"k": 16, "draws": 32}, 27 * 4 + 32),
+        ("hybrid", {"k": 16, "draws": 32, "values": "uint8"}, 27 * 4 + 16),
+        ("hybrid", {"k": 16, "draws": 32, "values": "float32"}, 27 * 4 + 64),
+        ("topk", {"k": 64}, 144 + 128),
+        ("sampled", {"draws": 50}, 116),
+        ("gemma3", {"draws": 256}, 576 + 512),
+        ("hidden", {}, 2 * 3584 + 4),
+        ("full", {}, 4 * 256_000),
+    ],
+)
+def test_bytes_per_token_at_the_vocabulary_of_gemma(kind, params, num_bytes):
+    assert bytes_per_token(make_codec(kind, **params), 256_000, 3584) == num_bytes
 
 
-@pytest.mark.parametrize(("V", "id_bytes"), [(65_536, 2), (65_537, 4)])
-def test_arrays_cross_the_wire_as_unsigned_numbers_and_come_back_equal(V, id_bytes):
-    codec = HybridCodec(3, 5)
-    encoded = encode(codec, jax.random.normal(jax.random.key(0), (2, 3, V)), keys(2))
+def test_bytes_of_hidden_states_need_a_width():
+    with pytest.raises(ValueError, match="give width"):
+        bytes_per_token(make_codec("hidden"), 256_000)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_arrays_cross_the_wire_as_unsigned_numbers_and_come_back_equal(kind):
+    codec, V = make_codec(kind, **SMALL[kind]), 65_537
+    x = jax.random.normal(jax.random.key(1), (2, 3, 8))
+    encoded = jax.jit(codec.encode)(jax.random.normal(jax.random.key(0), (2, 3, V)), keys(2), x)
     wire = wire_view(encoded)
     assert all(isinstance(a, np.ndarray) and a.dtype.kind == "u" for a in wire.values())
-    assert bytes_per_token(codec, V) == 3 * (id_bytes + 4) + 5 * id_bytes
-    assert sum(a.nbytes for a in wire.values()) == 6 * bytes_per_token(codec, V)
+    assert sum(a.nbytes for a in wire.values()) == 6 * bytes_per_token(codec, V, 8)
     back = from_wire(wire)
+    assert back.keys() == encoded.keys()
     for name in encoded:
         assert back[name].dtype == encoded[name].dtype
         np.testing.assert_array_equal(back[name], encoded[name])
-    sent, received = codec.decode(encoded), jax.jit(codec.decode)(back)
-    np.testing.assert_array_equal(sent.ids_BTM, received.ids_BTM)
-    np.testing.assert_allclose(sent.weights_BTM, received.weights_BTM, rtol=1e-6)
 
 
-def test_bfloat16_values_cross_the_wire_too():
-    values = jnp.arange(4, dtype=jnp.bfloat16)
-    wire = wire_view({"values": values})
-    assert [a.dtype for a in wire.values()] == [np.dtype("uint16")]
-    np.testing.assert_array_equal(from_wire(wire)["values"], values)
-
-
-def test_codecs_are_made_and_named_by_kind_and_parameters():
+def test_codecs_are_named_by_kind_and_all_parameters():
     codec = make_codec("hybrid", k=16, draws=32)
     assert codec == HybridCodec(16, 32) and isinstance(codec, Codec)
-    assert codec.name == "hybrid(k=16,draws=32,temperature=1.0)"
-    assert HybridCodec(16, 32, 2.0).name == "hybrid(k=16,draws=32,temperature=2.0)"
+    assert codec.name == "hybrid(draws=32,k=16,temperature=1.0,values=bfloat16)"
+    changes = {"k": 3, "draws": 3, "values": "uint8", "temperature": 2}
+    names = {
+        make_codec(kind, **{**defaults, **dict(some)}).name
+        for kind, defaults in CODEC_DEFAULTS.items()
+        for number in range(5)
+        for some in itertools.combinations(changes.items(), number)
+        if {name for name, _ in some} <= {*defaults, "temperature"}
+    }
+    assert len(names) == 2**4 + 2**3 + 2**2 + 2**3 + 2 + 2
+    assert make_codec("full", temperature=1).name == make_codec("full", temperature=1.0).name
+
+
+def test_every_kind_of_the_configuration_has_a_codec():
+    assert set(CODEC_DEFAULTS) == set(CODECS)
+    for kind in CODECS:
+        assert isinstance(
+            make_codec(kind, **CodecConfig.model_validate({"kind": kind}).params()), Codec
+        )
 
 
 @pytest.mark.parametrize(
     ("kind", "params", "message"),
     [
-        ("hybird", {}, "unknown codec kind 'hybird': choose one of hybrid"),
+        ("hybird", {}, "unknown codec kind 'hybird': choose one of hybrid, topk"),
         ("hybrid", {"k": 1, "draws": 1, "drwas": 2}, "drwas"),
-        ("hybrid", {"k": 0, "draws": 0}, "sends nothing"),
-        ("hybrid", {"k": -1, "draws": 4}, "at least 0"),
-        ("hybrid", {"k": 1, "draws": 4, "temperature": 0.0}, "above 0"),
+        ("topk", {"k": 1, "draws": 1}, "draws"),
+        ("hybrid", {"k": 0, "draws": 4}, "k should be at least 1"),
+        ("sampled", {"draws": 0}, "draws should be at least 1"),
+        ("topk", {"k": 4, "values": "int4"}, "values should be one of bfloat16, uint8, float32"),
+        ("hidden", {"temperature": 0.0}, "above 0"),
     ],
 )
 def test_wrong_codecs_are_refused(kind, params, message):
@@ -212,8 +201,8 @@ def test_wrong_codecs_are_refused(kind, params, message):
 
 
 def test_a_head_larger_than_the_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="lower k"):
-        HybridCodec(9, 0).encode(jnp.zeros((1, 1, 8)), keys(1))
+    with pytest.raises(ValueError, match="asks for 9 of 8 logits: lower k"):
+        make_codec("topk", k=9).encode(jnp.zeros((1, 1, 8)), keys(1))
 
 
 def test_row_keys_take_64_bits_and_nothing_else():

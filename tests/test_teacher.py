@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.run import TeacherConfig
-from model.targets import from_wire
+from model.targets import SparseTargets, from_wire
 from model.transformer import hidden_states, unembed
 from tests.checkpoints import fresh_state, save_state, tiny_config
 from tests.runs import VOCAB_SIZE
@@ -22,9 +22,10 @@ from workers.targets_protocol import MIXED, TargetChunk, TargetRequest, TargetSp
 from workers.teacher import Teacher, codec_of
 
 NUM_ROWS, ROW_LENGTH, ROWS_PER_BATCH = 12, 32, 4
+CODEC = {"k": 4, "draws": 5, "values": "float32"}
 CONFIG = tiny_config(Path("unused"))
 SETTINGS = TeacherConfig.model_validate(
-    {"checkpoint": "teacher", "codec": {"k": 4, "draws": 5}, "rows_per_batch": ROWS_PER_BATCH}
+    {"checkpoint": "teacher", "codec": CODEC, "rows_per_batch": ROWS_PER_BATCH}
 )
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(4, VOCAB_SIZE, (NUM_ROWS, ROW_LENGTH), np.int32)
@@ -108,12 +109,12 @@ def test_targets_are_the_checkpoints_probabilities(teacher, saved):
 
     expected = np.asarray(probabilities(TOKENS[rows], SEGMENTS[rows], POSITIONS[rows]))
     (chunk,) = teacher.score(request(saved[1], rows))
-    found = from_wire(chunk.arrays)
+    found = codec_of(SETTINGS).decode(from_wire(chunk.arrays), VOCAB_SIZE)
+    assert isinstance(found, SparseTargets) and found.ids_BTM.shape == (2, ROW_LENGTH, 9)
     largest = -np.sort(-expected, axis=-1)[..., :4]
-    np.testing.assert_allclose(found["head_probs"], largest, rtol=1e-5)
-    of_heads = np.take_along_axis(expected, found["head_ids"].astype(int), -1)
+    np.testing.assert_allclose(found.weights_BTM[..., :4], largest, rtol=1e-5)
+    of_heads = np.take_along_axis(expected, np.asarray(found.ids_BTM)[..., :4], -1)
     np.testing.assert_allclose(of_heads, largest, rtol=1e-5)
-    assert found["draw_ids"].shape == (2, ROW_LENGTH, 5)
 
 
 def test_draws_differ_by_row_and_seed(teacher, saved, alone):
@@ -125,8 +126,8 @@ def test_draws_differ_by_row_and_seed(teacher, saved, alone):
     )
     for other in (renamed, request(meta, [0], seed=8)):
         (found,) = bytes_by_row(list(teacher.score(other)))
-        assert found["head_ids"] == alone[0]["head_ids"]
-        assert found["draw_ids"] != alone[0]["draw_ids"]
+        assert found["probs:float32"] == alone[0]["probs:float32"]
+        assert found["ids"] != alone[0]["ids"]
 
 
 def test_a_request_for_something_else_is_refused(teacher, saved):

@@ -13,13 +13,15 @@ from jax.sharding import Mesh
 
 from configs.load import parse_run
 from configs.run import ObjectiveConfig, OptimizerConfig, RunConfig
+from model.codecs.rows import encode_rows
 from model.sharding import MESH_AXES, batch_sharding, make_mesh
-from model.targets import Codec, make_codec
+from model.targets import Codec, Unembedding, make_codec
 from model.transformer import hidden_states, unembed
 from tests.runs import VOCAB_SIZE, tiny_values
 from workers.digest import state_digest
 from workers.optimizer import learning_rate, make_optimizer
 from workers.train_step import (
+    HAS_TARGETS,
     Batch,
     StepMetrics,
     TrainState,
@@ -31,11 +33,12 @@ from workers.train_step import (
     make_train_step,
     signal_sharding,
     state_shardings,
+    unembedding_shardings,
 )
 
 NUM_ROWS, ROW_LENGTH = 16, 32
 BETA1 = 0.9
-WHOLE = make_codec("hybrid", k=VOCAB_SIZE, draws=0)
+WHOLE = make_codec("full")
 SOME = make_codec("hybrid", k=4, draws=6)
 
 
@@ -99,14 +102,16 @@ def run_steps(
     encoded: dict[str, jax.Array] | None = None,
     signals: list[int] | None = None,
     num_steps: int = 1,
+    unembedding: tuple[Unembedding, ...] = (),
 ) -> tuple[TrainState, StepMetrics]:
     state = jax.device_put(fresh(), state_shardings(config, mesh))
     step = compiled(config.model_dump_json(), codec, mesh)
     rows, targets = jax.device_put((batch, encoded or {}), batch_sharding(mesh))
     shared = jax.device_put(np.array(signals or [0] * mesh.size, np.int32), signal_sharding(mesh))
+    others = [jax.device_put(each, unembedding_shardings(mesh)) for each in unembedding]
     metrics = None
     for _ in range(num_steps):
-        state, metrics = step(state, rows, targets, shared)
+        state, metrics = step(state, rows, targets, shared, *others)
     assert metrics is not None
     return jax.device_get(state), jax.device_get(metrics)
 
@@ -247,6 +252,86 @@ def test_label_weight_mixes_losses_and_gradients(batch, teacher_logits):
     assert_close(mixed_grads, jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, kd_grads, ce_grads))
 
 
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_rows_without_targets_learn_their_labels_alone(batch, teacher_logits, microbatches):
+    """Whatever stands in their targets; and with all targets the flag changes no bit."""
+    config = config_of(distilled=True, label_weight=0.25, microbatches=microbatches)
+    encoded = encoded_by(SOME, teacher_logits)
+    has = np.arange(NUM_ROWS) % 3 != 1
+
+    def ran(rows: np.ndarray, has: np.ndarray | None) -> tuple[Any, StepMetrics]:
+        part = batch._replace(mask=batch.mask & rows[:, None])
+        flag = {} if has is None else {HAS_TARGETS: jnp.asarray(has)}
+        spoilt = (
+            encoded["probs"]
+            if has is None
+            else jnp.where(has[:, None, None], encoded["probs"], jnp.nan)
+        )
+        targets = {**encoded, "probs": spoilt, **flag}
+        state, metrics = run_steps(config, part, one_device(), SOME, targets)
+        return gradients(state), metrics
+
+    everywhere = np.ones(NUM_ROWS, bool)
+    grads, metrics = ran(everywhere, has)
+    with_grads, with_targets = ran(has, None)
+    labels = batch._replace(mask=batch.mask & ~has[:, None])
+    without, labels_metrics = run_steps(config_of(microbatches=microbatches), labels, one_device())
+    share = with_targets.tokens / metrics.tokens
+    assert 0 < share < 1 and metrics.tokens == with_targets.tokens + labels_metrics.tokens
+    assert metrics.kd_loss == pytest.approx(float(with_targets.kd_loss), rel=1e-6)
+    loss = share * with_targets.loss + (1 - share) * labels_metrics.loss
+    assert metrics.loss == pytest.approx(float(loss), rel=1e-6)
+    mixed = jax.tree.map(lambda a, b: share * a + (1 - share) * b, with_grads, gradients(without))
+    assert_close(grads, mixed)
+    _, nobody = ran(everywhere, ~everywhere)
+    assert nobody.kd_loss == 0 and nobody.loss == nobody.ce_loss
+    (plain_grads, plain), (flagged_grads, flagged) = (
+        ran(everywhere, None),
+        ran(everywhere, everywhere),
+    )
+    assert [float(m).hex() for m in flagged] == [float(m).hex() for m in plain]
+    assert state_digest(flagged_grads) == state_digest(plain_grads)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_hidden_states_serve_as_well_as_all_probabilities(batch, divergence, temperature):
+    """A teacher of other width and softcap; its logits are made of bfloat16 on both ways."""
+    mesh = make_mesh({"data": 2, "fsdp": 2, "model": 2})
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.normal(0, 1, (NUM_ROWS, ROW_LENGTH, 24)), jnp.float32)
+    table = jnp.asarray(rng.normal(0, 0.7, (VOCAB_SIZE, 24)), jnp.float32)
+    teacher = config_of().model.model_copy(update={"final_softcap": 10.0})
+    keys = np.zeros((NUM_ROWS, 2), np.uint32)
+    results = []
+    for kind in ("hidden", "full"):
+        codec = make_codec(kind, temperature=temperature)
+        config = config_of(
+            objective={"kind": "distill", "divergence": divergence},
+            teacher={"checkpoint": "x", "codec": {"kind": kind, "temperature": temperature}},
+        )
+        sent = x.astype(jnp.bfloat16)
+        encoded = encode_rows(codec, {"embedding": table}, teacher, sent, keys)
+        assert encoded.keys() == {"hidden": {"x", "log_norm"}, "full": {"log_probs"}}[kind]
+        unembedding = (Unembedding(table.astype(jnp.bfloat16), jnp.float32(10.0)),)
+        results.append(
+            run_steps(
+                config,
+                batch,
+                mesh,
+                codec,
+                encoded,
+                unembedding=unembedding if kind == "hidden" else (),
+            )
+        )
+    (state, metrics), (other, other_metrics) = results
+    assert metrics.kd_loss > 0 and np.isfinite(metrics.loss)
+    np.testing.assert_allclose(
+        np.array(metrics, np.float64), np.array(other_metrics, np.float64), rtol=2e-5
+    )
+    assert_close(gradients(state), gradients(other))
+
+
 def test_the_share_of_labels_moves_along_a_line():
     moving = ObjectiveConfig(label_weight=0.2, final_label_weight=0.8)
     shares = [float(label_weight(moving, 7, jnp.int32(step))) for step in (0, 3, 6, 9)]
@@ -257,10 +342,10 @@ def test_the_share_of_labels_moves_along_a_line():
 
 
 def test_temperature_and_z_loss_of_the_configuration_are_used(batch, teacher_logits):
-    codec = make_codec("hybrid", k=VOCAB_SIZE, draws=0, temperature=2.0)
+    codec = make_codec("full", temperature=2.0)
     config = config_of(
         objective={"kind": "distill", "z_loss": 0.5},
-        teacher={"checkpoint": "teacher", "codec": {"temperature": 2.0}},
+        teacher={"checkpoint": "teacher", "codec": {"kind": "full", "temperature": 2.0}},
     )
     encoded = encoded_by(codec, teacher_logits)
     params = fresh().params

@@ -5,13 +5,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
 from configs.run import TeacherConfig
-from model.targets import bytes_per_token, wire_view
+from model.targets import HiddenCodec, encoded_shapes, wire_view
+from workers.checkpoint import read_meta
 from workers.jobs import StudentJob
 from workers.sameness import agreed_sameness
 from workers.step_rows import StepRows
@@ -69,7 +68,9 @@ class HostTargets:
         self._closed = threading.Event()
         self._spec: TargetSpec | None = None
         self._cache: TargetCache | None = None
-        num_steps, together = _ahead(config, self._bytes_per_step())
+        blank = self._blank_row()
+        bytes_per_row = sum(array.nbytes for array in blank.values())
+        num_steps, together = _ahead(config, rows.num_rows * bytes_per_row)
         self._stream = TargetStream(
             CachedSource(lambda: self._cache, VerifiedSource(source)),
             self._request,
@@ -79,7 +80,7 @@ class HostTargets:
             steps_per_request=together,
             retry_for_s=config.retry_for_s,
             labels_after_s=None if keep_all else config.labels_after_s,
-            blank=self._blank_row(),
+            blank=blank,
             say=say,
         )
 
@@ -142,18 +143,18 @@ class HostTargets:
             job.dataset_digest, job.teacher_digest, self._codec.name, job.config.seed, sameness
         )
 
-    def _bytes_per_step(self) -> int:
-        config = self._job.config
-        num_tokens = self._rows.num_rows * config.data.row_length
-        return num_tokens * bytes_per_token(self._codec, config.model.vocab_size)
-
     def _blank_row(self) -> dict[str, np.ndarray]:
         """Zeros in the form of one row's targets."""
-        config = self._job.config
-        logits = jax.ShapeDtypeStruct((1, config.data.row_length, config.model.vocab_size), "f4")
-        keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
-        shapes = jax.eval_shape(self._codec.encode, logits, keys)
-        return wire_view({name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()})
+        job = self._job
+        width = None
+        if isinstance(self._codec, HiddenCodec):
+            assert job.teacher_url is not None
+            width = read_meta(job.teacher_url).model.width
+        shapes = encoded_shapes(self._codec, job.config.model.vocab_size, width)
+        length = job.config.data.row_length
+        return wire_view(
+            {name: np.zeros((1, length, *s.shape[2:]), s.dtype) for name, s in shapes.items()}
+        )
 
 
 def _ahead(config: TeacherConfig, bytes_per_step: int) -> tuple[int, int]:

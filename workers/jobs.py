@@ -31,6 +31,8 @@ class StudentJob:
     dataset_digest: str
     tokenizer_digest: str
     teacher_digest: str | None
+    teacher_url: str | None = None
+    """Where hidden states find their embedding; other targets need no teacher here."""
     work: Work = "train"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from configs.checks import layout
 from model.sharding import MESH_AXES, batch_sharding, make_mesh
+from model.targets import HiddenCodec, Unembedding
 from workers.cache import cache_dir
 from workers.checkpoint import (
     CheckpointMeta,
@@ -30,6 +31,7 @@ from workers.storage import join
 from workers.targets_protocol import TargetSource
 from workers.teacher import codec_of
 from workers.train_step import (
+    HAS_TARGETS,
     Batch,
     StepMetrics,
     TrainState,
@@ -37,9 +39,9 @@ from workers.train_step import (
     make_train_step,
     signal_sharding,
 )
+from workers.unembedding import load_unembedding
 
 STOP_SIGNAL = 1
-HAS_TARGETS = "has_targets"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +88,12 @@ class Student:
         self._state = self._initial_state()
         self._codec = None
         self._targets = None
+        self._unembedding: tuple[Unembedding, ...] = ()
         if config.distilled:
             assert config.teacher is not None and source is not None
             self._codec = codec_of(config.teacher)
+            if isinstance(self._codec, HiddenCodec):
+                self._unembedding = (self._load_unembedding(),)
             steps = range(job.start.step, config.steps)
             self._targets = HostTargets(job, source, self._rows, steps, self._events.say)
         self._step_fn = make_train_step(config, self._codec, self._mesh)
@@ -161,7 +166,9 @@ class Student:
             decode_s += time.perf_counter() - began
         signals = np.full(jax.local_device_count(), self._hooks.signal(), np.int32)
         signals = jax.make_array_from_process_local_data(signal_sharding(self._mesh), signals)
-        self._state, metrics = self._step_fn(self._state, batch, encoded, signals)
+        self._state, metrics = self._step_fn(
+            self._state, batch, encoded, signals, *self._unembedding
+        )
         stall_s = {
             "data": data_s,
             "teacher": teacher_s,
@@ -254,6 +261,13 @@ class Student:
                 f"run reads {job.dataset_digest[:12]}; its text has changed: put it back, or "
                 f"start a new run from the weights (start_from.state=weights)"
             )
+
+    def _load_unembedding(self) -> Unembedding:
+        assert self._job.teacher_url is not None
+        model = self._job.config.model
+        return load_unembedding(
+            self._job.teacher_url, model.vocab_size, model.embedding_rows, self._mesh
+        )
 
     def _global(self, local: np.ndarray) -> jax.Array:
         """This host's rows as its part of the global batch."""

@@ -11,9 +11,10 @@ import xxhash
 from jaxtyping import Array
 
 from configs.run import TeacherConfig
+from model.codecs.rows import encode_rows
 from model.execution import Execution
 from model.targets import Codec, make_codec, row_key, wire_view
-from model.transformer import hidden_states, unembed
+from model.transformer import hidden_states
 from workers.checkpoint import load_params, read_meta
 from workers.digest import hex_digest, tree_sums
 from workers.jobs import TeacherJob
@@ -37,8 +38,7 @@ _CANARY_SEED = 20408
 
 def codec_of(config: TeacherConfig) -> Codec:
     """The codec that a configuration names."""
-    values = config.codec.model_dump()
-    return make_codec(values.pop("kind"), **values)
+    return make_codec(config.codec.kind, **config.codec.params())
 
 
 class _Running(NamedTuple):
@@ -78,7 +78,7 @@ class Teacher:
             params: dict, inputs: Array, segments: Array, positions: Array, keys: Array
         ) -> dict[str, Array]:
             x_BTD = hidden_states(params, model, inputs, segments, positions, how)
-            return self._codec.encode(unembed(params, model, x_BTD), keys)
+            return encode_rows(self._codec, params, model, x_BTD, keys)
 
         shape = jax.ShapeDtypeStruct((self.num_rows, job.row_length), jnp.int32)
         keys = jax.ShapeDtypeStruct((self.num_rows, 2), jnp.uint32)

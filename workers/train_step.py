@@ -14,7 +14,7 @@ from model.chunked_loss import chunked_loss
 from model.chunked_objective import LossSums, Objective
 from model.execution import Execution
 from model.sharding import batch_sharding, param_shardings
-from model.targets import Codec
+from model.targets import Codec, HiddenCodec, Unembedding
 from model.transformer import hidden_states, init_params
 from workers.optimizer import learning_rate, make_optimizer
 
@@ -41,7 +41,10 @@ class Batch(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What the record says about a step. Losses are nats per token over the global batch."""
+    """What the record says about a step. Losses are nats per token over the global batch.
+
+    That of `kd_loss` are the tokens that have targets.
+    """
 
     loss: Float[Array, ""]
     kd_loss: Float[Array, ""]
@@ -52,7 +55,10 @@ class StepMetrics(NamedTuple):
     signal: Int32[Array, ""]
 
 
-TrainStep = Callable[[TrainState, Batch, Encoded, Array], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
+
+# Which rows of a batch have targets, among the arrays of the targets.
+HAS_TARGETS = "has_targets"
 
 
 def init_state(config: RunConfig, seed: int) -> TrainState:
@@ -92,11 +98,13 @@ def loss_sums(
     config: RunConfig,
     codec: Codec | None,
     mesh: Mesh | None = None,
+    unembedding: Unembedding | None = None,
 ) -> tuple[Float[Array, ""], LossSums]:
     """The loss to minimise, summed over the labelled tokens of a microbatch, and its parts.
 
     Distillation is the negative log-likelihood of the student under the teacher's
-    distribution (Gemma 2 report, section 3), mixed with a share of that of the labels.
+    distribution (Gemma 2 report, section 3) or another divergence from it, mixed with a share
+    of the labels' loss.
     """
     x_BTD = hidden_states(
         params,
@@ -106,40 +114,66 @@ def loss_sums(
         batch.positions,
         Execution(config.compute_dtype, config.attention, config.remat, mesh),
     )
-    temperature = 1.0 if config.teacher is None else config.teacher.codec.temperature
+    vocab_size = config.model.vocab_size
+    taught_B = encoded.get(HAS_TARGETS)
     sums = chunked_loss(
         x_BTD,
         params["embedding"],
         batch.labels,
         batch.mask,
-        None if codec is None else codec.decode(encoded),
+        None if codec is None else codec.decode(encoded, vocab_size, unembedding),
         share,
         model=config.model,
-        objective=Objective(temperature=temperature, z_weight=config.objective.z_loss),
+        objective=objective_of(config),
+        taught_BT=None if taught_B is None else _taught(taught_B, batch),
         mesh=mesh,
     )
     return sums.loss, sums
 
 
+def objective_of(config: RunConfig) -> Objective:
+    """What a configuration says that the student minimises."""
+    said = config.objective
+    return Objective(
+        divergence=said.divergence,
+        beta=Objective.beta if said.beta is None else said.beta,
+        temperature=1.0 if config.teacher is None else config.teacher.codec.temperature,
+        z_weight=said.z_loss,
+    )
+
+
+def _taught(taught_B: Bool[Array, " B"], batch: Batch) -> Bool[Array, "B T"]:
+    return jnp.broadcast_to(taught_B[:, None], batch.mask.shape)
+
+
 def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> TrainStep:
     """The jitted step `(state, batch, encoded, signals) → (state, metrics)`.
 
-    `encoded` holds the targets as `codec` encodes them, leading axis B ({} on next tokens).
+    `encoded` holds the targets as `codec` encodes them, leading axis B ({} on next tokens). Its
+    entry `HAS_TARGETS`, bool [B], may say that some rows have none: those learn their labels
+    alone, whatever stands in their targets. A step on hidden states takes the teacher's
+    `Unembedding` as one argument more, laid out as `unembedding_shardings` says.
     `signals` is int32 [devices]: each host sets its own devices' entries; the largest comes
     back as `metrics.signal`, so that all hosts learn of a request to stop at the same step.
     The state is donated. Averages are over the labelled tokens of the whole global batch,
-    whatever the number of microbatches.
+    whatever the number of microbatches; that of `kd_loss` over those that have targets.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = learning_rate(config.optimizer, config.steps)
     num_parts = config.batch.microbatches
 
     def train_step(
-        state: TrainState, batch: Batch, encoded: Encoded, signals: Int32[Array, " N"]
+        state: TrainState,
+        batch: Batch,
+        encoded: Encoded,
+        signals: Int32[Array, " N"],
+        *unembedding: Unembedding,
     ) -> tuple[TrainState, StepMetrics]:
         share = label_weight(config.objective, config.steps, state.step)
         grad_sums = jax.grad(
-            lambda params, part: loss_sums(params, part[0], part[1], share, config, codec, mesh),
+            lambda params, part: loss_sums(
+                params, part[0], part[1], share, config, codec, mesh, *unembedding
+            ),
             has_aux=True,
         )
         if num_parts == 1:
@@ -150,12 +184,15 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
             )
         tokens = batch.mask.sum(dtype=jnp.int32)
         denominator = jnp.maximum(tokens, 1).astype(jnp.float32)
+        taught = tokens
+        if (taught_B := encoded.get(HAS_TARGETS)) is not None:
+            taught = jnp.sum(batch.mask & _taught(taught_B, batch), dtype=jnp.int32)
         grads = jax.tree.map(lambda g: g / denominator, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(
             loss=sums.loss / denominator,
-            kd_loss=sums.kd_loss / denominator,
+            kd_loss=sums.kd_loss / jnp.maximum(taught, 1).astype(jnp.float32),
             ce_loss=sums.ce_loss / denominator,
             grad_norm=optax.global_norm(grads),
             lr=jnp.asarray(schedule(state.step), jnp.float32),
@@ -167,9 +204,12 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
     rows = batch_sharding(mesh)
     shardings = state_shardings(config, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
+    inputs: list[Any] = [shardings, rows, rows, signal_sharding(mesh)]
+    if isinstance(codec, HiddenCodec):
+        inputs.append(unembedding_shardings(mesh))
     return jax.jit(
         train_step,
-        in_shardings=(shardings, rows, rows, signal_sharding(mesh)),
+        in_shardings=tuple(inputs),
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
@@ -178,6 +218,13 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
 def signal_sharding(mesh: Mesh) -> NamedSharding:
     """One entry of the signals per device."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def unembedding_shardings(mesh: Mesh) -> Unembedding:
+    """A teacher's embedding by rows over "model", as the loss takes it."""
+    by_rows: Any = NamedSharding(mesh, PartitionSpec("model"))
+    whole: Any = NamedSharding(mesh, PartitionSpec())
+    return Unembedding(by_rows, whole)
 
 
 def _accumulate(grad_sums: Callable[[Any], Any], parts: Any, num_parts: int) -> Any:

@@ -1,0 +1,1 @@
+"""How a teacher's distribution over the vocabulary becomes few bytes per token, and back."""
