@@ -95,8 +95,8 @@ def chunk_terms(
     ce_sum = jnp.sum(chunk.mask_C * ce_C)
     untaught_sum = jnp.sum(chunk.mask_C * jnp.where(chunk.taught_C, 0, ce_C))
     z_sum = jnp.sum(chunk.mask_C * jnp.square(log_norm_C))
-    loss = (1 - label_weight) * kd_sum + label_weight * ce_sum + objective.z_weight * z_sum
-    loss += (1 - label_weight) * untaught_sum
+    of_targets = kd_sum + untaught_sum
+    loss = (1 - label_weight) * of_targets + label_weight * ce_sum + objective.z_weight * z_sum
 
     # Where a target or label stands its weight comes off. As the slope there is known from the
     # picked logit, the gradient of all other logits takes one pass.
