@@ -1,5 +1,6 @@
 """One host's targets of a run: from storage, else from the teachers; asked for ahead, in order."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -103,7 +104,8 @@ class HostTargets:
             self._cache.close()
 
     def _request(self, index: int) -> TargetRequest:
-        return self._rows.request(index, self._agreed_spec())
+        request = self._rows.request(index, self._agreed_spec())
+        return dataclasses.replace(request, student=self._job.run_url)
 
     def _agreed_spec(self) -> TargetSpec:
         """What is asked for; waits for a teacher while the run has none to agree with."""
