@@ -29,7 +29,7 @@ def scripted_job(storage_url: str, rows_per_batch: int, batch_s: float, row_byte
     """A pool that takes `batch_s` for `rows_per_batch` rows and answers `row_bytes` for each."""
     values = {"checkpoint": "none", "rows_per_batch": rows_per_batch, "cpus_per_replica": 0}
     config = TeacherConfig.model_validate(values)
-    return ScriptedJob(storage_url, "none", config, 1, "float32", batch_s, row_bytes)
+    return ScriptedJob(storage_url, "none", config, 1, "float32", 1, batch_s, row_bytes)
 
 
 def request_of(rows: Sequence[int]) -> TargetRequest:

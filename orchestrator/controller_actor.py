@@ -101,6 +101,7 @@ class ControllerActor:
             config=self._config.teacher,
             row_length=self._config.data.row_length,
             compute_dtype=self._config.compute_dtype,
+            num_devices=max(int(self._config.teacher.tpus_per_replica), 1),
         )
         return TeacherPool(app_name(self._spec.run_id), job, self._folder.url, self._spec.code)
 

@@ -1,24 +1,34 @@
 """A row's targets are a function of that row, whoever asks for it and along with what."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.run import TeacherConfig
+from configs.distillation import CodecConfig, TeacherConfig
 from model.targets import SparseTargets, from_wire
 from model.transformer import hidden_states, unembed
 from tests.checkpoints import fresh_state, save_state, tiny_config
 from tests.runs import VOCAB_SIZE
+from workers.canary import examine
 from workers.checkpoint import CheckpointMeta
 from workers.jobs import TeacherJob
 from workers.rows import RowId
-from workers.targets_protocol import MIXED, TargetChunk, TargetRequest, TargetSpec
+from workers.targets_protocol import (
+    MIXED,
+    OtherClassError,
+    TargetChunk,
+    TargetRequest,
+    TargetSpec,
+    WrongTeacherError,
+)
 from workers.teacher import Teacher, codec_of
 
 NUM_ROWS, ROW_LENGTH, ROWS_PER_BATCH = 12, 32, 4
@@ -147,3 +157,68 @@ def test_a_request_for_something_else_is_refused(teacher, saved):
 def test_rows_longer_than_the_context_are_refused(saved):
     with pytest.raises(ValueError, match=r"row_length 257 is longer than .* 256 tokens"):
         Teacher(job(saved[0], row_length=257), "replica")
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "hidden", "full"])
+def test_a_teacher_over_several_devices_says_the_same_within_rounding(saved, kind):
+    url, meta = saved
+    config = SETTINGS.model_copy(update={"codec": CodecConfig(kind=kind)})
+    found = []
+    for num_devices in (1, 2):
+        teacher = Teacher(job(url, config=config, num_devices=num_devices), "replica")
+        spec = TargetSpec("dataset", meta.params_digest, codec_of(config).name, 7, MIXED)
+        rows = [3, 5]
+        asked = TargetRequest(
+            spec, tuple(RowId(0, r) for r in rows), TOKENS[rows], SEGMENTS[rows], POSITIONS[rows]
+        )
+        (chunk,) = teacher.score(asked)
+        found.append((from_wire(chunk.arrays), teacher.sameness))
+    (one, alone), (two, sharded) = found
+    assert alone != sharded, "equal within rounding is another class"
+    if kind == "full":
+        np.testing.assert_allclose(one["log_probs"], two["log_probs"], atol=1e-4)
+    elif kind == "hidden":
+        np.testing.assert_allclose(one["log_norm"], two["log_norm"], atol=1e-4)
+    else:
+        assert np.mean(one["ids"] == two["ids"]) > 0.9, "the same draws but at the edges"
+
+
+def test_a_bfloat16_teacher_holds_half_and_says_the_same(saved):
+    url, meta = saved
+    teacher = Teacher(job(url, compute_dtype="bfloat16"), "replica")
+    matrix = teacher._params["embedding"]
+    assert matrix.dtype == jnp.bfloat16
+    (chunk,) = teacher.score(request(meta, [3, 8]))
+    assert len(chunk.rows) == 2
+
+
+def test_parameters_that_change_in_memory_are_noticed_before_an_answer_leaves(saved):
+    url, meta = saved
+    teacher = Teacher(job(url), "replica-1")
+    list(teacher.score(request(meta, [1])))
+    bits = teacher._params["embedding"].view(jnp.uint32)
+    teacher._params["embedding"] = bits.at[1, 1].set(bits[1, 1] ^ 1).view(jnp.float32)
+    with pytest.raises(WrongTeacherError, match="replica-1 have changed in memory"):
+        list(teacher.score(request(meta, [1])))
+
+
+def test_copies_of_one_class_make_the_same_of_the_canary(saved, tmp_path):
+    url, _ = saved
+    first, second = Teacher(job(url), "first"), Teacher(job(url), "second")
+    storage = str(tmp_path)
+    examine(first, "first", storage)
+    examine(second, "second", storage)
+    second.canary = lambda: "another"
+    with pytest.raises(WrongTeacherError, match="second makes another of the canary rows"):
+        examine(second, "second", storage)
+    second.sameness = "another class"
+    examine(second, "second", storage)
+
+
+def test_a_teacher_of_another_class_is_no_answer(saved):
+    url, meta = saved
+    teacher = Teacher(job(url), "replica")
+    spec = TargetSpec("dataset", meta.params_digest, codec_of(SETTINGS).name, 7, "tpu-v4")
+    asked = request(meta, [1])
+    with pytest.raises(OtherClassError, match=r"class 'tpu-v4', .* set teacher.sameness to mixed"):
+        list(teacher.score(dataclasses.replace(asked, spec=spec)))

@@ -45,6 +45,8 @@ class TeacherJob:
     config: TeacherConfig
     row_length: int
     compute_dtype: str
+    num_devices: int = 1
+    """Devices of its host over which a copy is sharded."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,18 +13,19 @@ import jax
 from workers.storage import join, read_json, write_new
 
 
-def sameness_class(shape: tuple[int, ...], compute_dtype: str) -> str:
+def sameness_class(shape: tuple[int, ...], compute_dtype: str, num_devices: int) -> str:
     """Names the kind of device, its software, and what else decides the last bits.
 
     Args:
         shape: [rows, tokens] of the compiled batch.
+        num_devices: over which it is sharded.
     """
     device = jax.local_devices()[0]
     parts = [
         device.device_kind.replace(" ", "-"),
         _cpu_kind() if device.platform == "cpu" else device.client.platform_version,
         f"jax {version('jax')}, jaxlib {version('jaxlib')}",
-        compute_dtype,
+        f"{compute_dtype} on {num_devices}",
         "x".join(map(str, shape)),
     ]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]

@@ -2,21 +2,16 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xxhash
 from jaxtyping import Array
 
 from configs.run import TeacherConfig
-from model.codecs.rows import encode_rows
-from model.execution import Execution
 from model.targets import Codec, make_codec, row_key, wire_view
-from model.transformer import hidden_states
-from workers.checkpoint import load_params, read_meta
-from workers.digest import hex_digest, tree_sums
+from workers.checkpoint import read_meta
+from workers.digest import hex_digest, state_digest, tree_sums
 from workers.jobs import TeacherJob
 from workers.rows import RowId
 from workers.sameness import sameness_class
@@ -31,6 +26,7 @@ from workers.targets_protocol import (
     WrongTeacherError,
     row_digest,
 )
+from workers.teacher_program import batch_shapes, load_for_scoring, make_scorer, teacher_mesh
 
 # Of the canary's tokens and draws: any number, the same for ever.
 _CANARY_SEED = 20408
@@ -57,7 +53,7 @@ class Teacher:
         replica: this copy's name.
 
     Raises:
-        ValueError: rows longer than the teacher's context.
+        ValueError: rows longer than the teacher's context, or devices that do not divide it.
     """
 
     def __init__(self, job: TeacherJob, replica: str):
@@ -65,26 +61,22 @@ class Teacher:
         self._codec = codec_of(job.config)
         self.num_rows, self._row_length = job.config.rows_per_batch, job.row_length
         self._digest = read_meta(job.checkpoint_url).params_digest
-        model, self._params = load_params(job.checkpoint_url)
+        mesh = teacher_mesh(job.num_devices)
+        model, self._params = load_for_scoring(job.checkpoint_url, job.compute_dtype, mesh)
         self._vocab_size = model.vocab_size
         if job.row_length > model.context_length:
             raise ValueError(
                 f"data.row_length {job.row_length} is longer than the teacher's context of "
                 f"{model.context_length} tokens; use shorter rows or another teacher"
             )
-        how = Execution(job.compute_dtype)
-
-        def score(
-            params: dict, inputs: Array, segments: Array, positions: Array, keys: Array
-        ) -> dict[str, Array]:
-            x_BTD = hidden_states(params, model, inputs, segments, positions, how)
-            return encode_rows(self._codec, params, model, x_BTD, keys)
-
-        shape = jax.ShapeDtypeStruct((self.num_rows, job.row_length), jnp.int32)
-        keys = jax.ShapeDtypeStruct((self.num_rows, 2), jnp.uint32)
+        self._loaded_digest = state_digest(self._params)
         # Compiled now: a replica that is ready answers at once.
-        self._score = jax.jit(score).lower(self._params, shape, shape, shape, keys).compile()
-        self.sameness = sameness_class(shape.shape, job.compute_dtype)
+        scorer: Any = make_scorer(model, self._codec, job.compute_dtype, mesh)
+        shapes = batch_shapes(self.num_rows, job.row_length)
+        self._score = scorer.lower(self._params, *shapes).compile()
+        self.sameness = sameness_class(
+            (self.num_rows, job.row_length), job.compute_dtype, job.num_devices
+        )
 
     def score(self, request: TargetRequest) -> Iterator[TargetChunk]:
         """Targets of the request's rows, `rows_per_batch` at a time, in order.
@@ -161,10 +153,10 @@ class Teacher:
         host = {
             name: np.asarray(array)[: len(running.rows)] for name, array in running.encoded.items()
         }
-        if (found := hex_digest(running.params_sums)) != self._digest:
+        if (found := hex_digest(running.params_sums)) != self._loaded_digest:
             raise WrongTeacherError(
                 f"The parameters of replica {self._replica} have changed in memory: digest "
-                f"{found} instead of {self._digest}"
+                f"{found} instead of {self._loaded_digest}"
             )
         arrays = wire_view(host)
         digests = [
