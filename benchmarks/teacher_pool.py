@@ -26,7 +26,7 @@ from orchestrator.launch import connect
 from orchestrator.teacher_pool import TeacherPool
 from workers.asking import PatientSource
 from workers.code_identity import code_digest
-from workers.serve_teacher import ServeReplicas
+from workers.serve_replicas import ServeReplicas
 
 APP = "teachers-benchmark"
 CHUNK_MIB = 8
@@ -45,7 +45,7 @@ def _pool(job: Any, replicas: int) -> Iterator[tuple[TeacherPool, PatientSource]
         pool = TeacherPool(APP, job, scratch, code_digest(), ScriptedReplica)
         try:
             _scale(pool, replicas)
-            source = PatientSource(ServeReplicas(APP, 60.0), lambda event, **details: None)
+            source = PatientSource(ServeReplicas([APP], 60.0), lambda event, **details: None)
             source.sameness()
             yield pool, source
         finally:

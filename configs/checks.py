@@ -217,6 +217,7 @@ def _objective_faults(config: RunConfig) -> Iterator[Fault]:
     if teacher is None:
         return
     yield from _replica_faults(teacher)
+    yield from _group_faults(teacher)
     if teacher.steps_per_request > teacher.prefetch_steps:
         message = f"is more than teacher.prefetch_steps, {teacher.prefetch_steps}; ask for fewer"
         involved = ("teacher.prefetch_steps",)
@@ -247,6 +248,23 @@ def _replica_faults(teacher: TeacherConfig) -> Iterator[Fault]:
         message = f"should lie between teacher.min_replicas and max_replicas, {low} and {high}"
         involved = ("teacher.min_replicas", "teacher.max_replicas")
         yield Fault("teacher.replicas", teacher.replicas, message, involved)
+
+
+def _group_faults(teacher: TeacherConfig) -> Iterator[Fault]:
+    if teacher.groups and teacher.sameness == "exact":
+        message = "are machines of other kinds, whose answers are only close; set it to `mixed`"
+        yield Fault("teacher.sameness", NO_VALUE, f"teacher.groups {message}", ("teacher.groups",))
+    names = [group.name for group in teacher.groups]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield Fault("teacher.groups", name, "is the name of two groups; rename one of them")
+    for path, kind in [
+        ("teacher", teacher),
+        *((f"teacher.groups.{i}", g) for i, g in enumerate(teacher.groups)),
+    ]:
+        if kind.tpus_per_replica and kind.gpus_per_replica:
+            message = "a replica runs on TPUs or on GPUs; set one of them to 0"
+            involved = (f"{path}.tpus_per_replica",)
+            yield Fault(f"{path}.gpus_per_replica", kind.gpus_per_replica, message, involved)
 
 
 def _schedule_faults(config: RunConfig) -> Iterator[Fault]:

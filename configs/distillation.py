@@ -119,6 +119,20 @@ class CodecConfig(Section):
         return {name: getattr(self, name) for name in names}
 
 
+class TeacherGroupConfig(Section):
+    """More replicas of the teacher, on another kind of machine."""
+
+    name: str = Field(pattern=r"^[a-z0-9-]{1,20}$", description="Tells it from the other groups.")
+    replicas: int = changeable(1, ge=1, description="Copies of the teacher in the group.")
+    cpus_per_replica: float = changeable(1.0, ge=0, description="CPUs that Ray books per replica.")
+    tpus_per_replica: int = changeable(
+        0, ge=0, description="TPU chips that Ray books per replica, which is sharded over them."
+    )
+    gpus_per_replica: int = changeable(
+        0, ge=0, description="GPUs that Ray books per replica, which is sharded over them."
+    )
+
+
 class TeacherConfig(Section):
     """The teacher and the pool of replicas that serves it."""
 
@@ -153,8 +167,16 @@ class TeacherConfig(Section):
         "spread the work over more replicas. At most `prefetch_steps`.",
     )
     cpus_per_replica: float = changeable(1.0, ge=0, description="CPUs that Ray books per replica.")
-    tpus_per_replica: float = changeable(
-        0, ge=0, description="TPU chips that Ray books per replica; 0 runs it on the CPU."
+    tpus_per_replica: int = changeable(
+        0, ge=0, description="TPU chips that Ray books per replica, which is sharded over them."
+    )
+    gpus_per_replica: int = changeable(
+        0, ge=0, description="GPUs that Ray books per replica; without chips it runs on the CPU."
+    )
+    groups: tuple[TeacherGroupConfig, ...] = changeable(
+        (),
+        description="Further replicas on other kinds of machines, which get work by their speed; "
+        "needs sameness `mixed`.",
     )
     answer_within_s: float = changeable(
         60.0, gt=0, description="How long one answer may take before another replica is asked."

@@ -21,7 +21,8 @@ from orchestrator.run_folder import LEASE_RENEWAL_S, RunFolder
 from orchestrator.run_parts import AttemptPart, EvaluationPart, PreparationPart
 from orchestrator.run_state import Snapshot, State
 from orchestrator.student_pulse import StudentPulse
-from orchestrator.teacher_pool import TeacherPool, app_name
+from orchestrator.teacher_groups import GroupedPool
+from orchestrator.teacher_pool import app_name
 from orchestrator.tracking import TrackingPart
 from workers.jobs import TeacherJob
 from workers.record import EventWriter, LogSegments
@@ -91,7 +92,7 @@ class ControllerActor:
         elif self._pool is not None:
             self._pool.scale(snapshot.teachers)
 
-    def _make_pool(self) -> TeacherPool | None:
+    def _make_pool(self) -> GroupedPool | None:
         if not self._config.distilled:
             return None
         assert self._config.teacher is not None and self._spec.teacher_url is not None
@@ -101,9 +102,8 @@ class ControllerActor:
             config=self._config.teacher,
             row_length=self._config.data.row_length,
             compute_dtype=self._config.compute_dtype,
-            num_devices=max(int(self._config.teacher.tpus_per_replica), 1),
         )
-        return TeacherPool(app_name(self._spec.run_id), job, self._folder.url, self._spec.code)
+        return GroupedPool(app_name(self._spec.run_id), job, self._folder.url, self._spec.code)
 
     # The loop.
 

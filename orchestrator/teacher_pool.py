@@ -131,12 +131,9 @@ class TeacherPool:
 
 
 def _actor_options(config: TeacherConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": config.cpus_per_replica}
     if config.tpus_per_replica:
-        return {
-            "num_cpus": config.cpus_per_replica,
-            "resources": {"TPU": config.tpus_per_replica},
-        }
-    return {
-        "num_cpus": config.cpus_per_replica,
-        "runtime_env": {"env_vars": {"JAX_PLATFORMS": "cpu"}},
-    }
+        return {**options, "resources": {"TPU": config.tpus_per_replica}}
+    if config.gpus_per_replica:
+        return {**options, "num_gpus": config.gpus_per_replica}
+    return {**options, "runtime_env": {"env_vars": {"JAX_PLATFORMS": "cpu"}}}

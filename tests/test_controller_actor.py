@@ -57,7 +57,7 @@ class World:
             "PreparationPart": "preparation",
             "AttemptPart": "attempt",
             "EvaluationPart": "evaluation",
-            "TeacherPool": "pool",
+            "GroupedPool": "pool",
             "TrackingPart": "tracking",
         }
         for cls, name in names.items():

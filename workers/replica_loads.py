@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 # Of a new measurement of a replica's speed, against all those before it.
 _NEW_SHARE = 0.2
@@ -79,6 +79,14 @@ class Knowledge:
 
     loads: ReplicaLoads = dataclasses.field(default_factory=ReplicaLoads)
     replicas: frozenset[str] = frozenset()
+
+
+def knowledge_of(apps: Sequence[str]) -> list[Knowledge]:
+    """This process's knowledge of the applications of one pool, whose loads are compared."""
+    known = [knowledge(app) for app in apps]
+    for other in known[1:]:
+        other.loads = known[0].loads
+    return known
 
 
 _lock = threading.Lock()

@@ -81,10 +81,10 @@ class Heartbeat:
 
 
 @contextlib.contextmanager
-def _source(app: str, job: StudentJob, host: int) -> "Iterator[TargetSource | None]":
+def _source(apps: list[str], job: StudentJob, host: int) -> "Iterator[TargetSource | None]":
     from workers.asking import PatientSource
     from workers.record import EventWriter
-    from workers.serve_teacher import ServeReplicas
+    from workers.serve_replicas import ServeReplicas
 
     if not job.config.distilled:
         yield None
@@ -92,14 +92,14 @@ def _source(app: str, job: StudentJob, host: int) -> "Iterator[TargetSource | No
     assert job.config.teacher is not None, "checked with the configuration"
     events = EventWriter(job.run_url, f"asking-a{job.attempt:04d}-h{host:04d}")
     try:
-        replicas = ServeReplicas(app, job.config.teacher.answer_within_s)
+        replicas = ServeReplicas(apps, job.config.teacher.answer_within_s)
         yield PatientSource(replicas, events.say)
     finally:
         events.close()
 
 
 def train_loop(payload: dict[str, Any]) -> None:
-    """What Ray Train runs on each host. `payload`: `job`, `run_id`, `app`, `code`."""
+    """What Ray Train runs on each host. `payload`: `job`, `run_id`, `apps`, `code`."""
     import jax
 
     from workers.cache import keep_compiled_programs
@@ -119,7 +119,7 @@ def train_loop(payload: dict[str, Any]) -> None:
     hooks = Hooks(heartbeat.signal, heartbeat.progress) if heartbeat else Hooks()
     began = time.time()
     try:
-        with _source(payload["app"], job, host) as source:
+        with _source(payload["apps"], job, host) as source:
             if job.work == "targets":
                 assert source is not None, "checked with the configuration"
                 finish = build_targets(job, source, hooks)
