@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs.distillation import CodecConfig
 from configs.run import RunConfig
@@ -306,6 +306,7 @@ def test_the_embedding_is_that_of_the_checkpoint_and_of_the_same_vocabulary(stor
     url, rows = teacher_url(storage), VOCAB_SIZE + 4
     found = load_unembedding(url, VOCAB_SIZE, rows, mesh)
     saved = load_params(url)[1]["embedding"].astype(jnp.bfloat16)
+    assert isinstance(found.embedding_RD.sharding, NamedSharding)
     assert found.embedding_RD.sharding.spec == PartitionSpec("model")
     np.testing.assert_array_equal(found.embedding_RD[:VOCAB_SIZE], saved)
     assert found.embedding_RD.shape[0] == rows and not found.embedding_RD[VOCAB_SIZE:].any()
