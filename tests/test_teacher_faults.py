@@ -197,3 +197,16 @@ def test_without_teachers_labels_take_over_and_targets_come_back(
     lines = history.read_steps(run.folder.url)
     kinds = ["labels" if set(line["targets"]["from"]) == {"labels"} else "" for line in lines]
     assert kinds[0] == kinds[-1] == "" and "labels" in kinds
+
+
+def test_replicas_of_several_kinds_share_the_work(storage: Path, address: str) -> None:
+    more = [{"name": "more", "replicas": 1, "cpus_per_replica": 0}]
+    run = Run(storage, address, "kinds", ENDLESS, replicas=1, sameness="mixed", groups=more)
+    teachers = dict(run.teachers(2))
+
+    def all_asked() -> bool:
+        lines = history.read_steps(run.folder.url)
+        return {name for line in lines for name in line["targets"]["from"]} == teachers.keys()
+
+    wait_until(all_asked)
+    run.stop()
