@@ -16,6 +16,8 @@ from workers.serve_teacher import DEPLOYMENT, TeacherReplica
 from workers.teacher_router import TeacherRouter
 
 _TRIES = 10
+# Serve registers modules while it takes in a deployment, which two threads must not do at once.
+_deploying = threading.Lock()
 
 
 def app_name(run_id: str) -> str:
@@ -80,7 +82,8 @@ class TeacherPool:
                     if self._app in serve.status().applications:
                         self._set_replicas(self._wanted)
                     else:
-                        self._deploy(self._wanted)
+                        with _deploying:
+                            self._deploy(self._wanted)
                     return
                 except RayError as error:  # Serve's controller may be on its way back
                     reason: Exception = error

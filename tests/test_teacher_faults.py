@@ -102,7 +102,7 @@ class Run:
         assert self.status()["state"] == state, self.status()["reason"]
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 240) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the run did not get there"
