@@ -13,6 +13,7 @@ from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder
 from workers.record import STEPS, LogSegments
+from workers.targets_protocol import CACHE, LABELS
 
 _log = logging.getLogger(__name__)
 
@@ -128,7 +129,30 @@ def _train_metrics(line: dict[str, Any]) -> dict[str, float]:
     names = ("step", "loss", "kd_loss", "ce_loss", "lr", "grad_norm", "tokens", "step_s")
     metrics = {f"train/{name}": line[name] for name in names if line[name] is not None}
     stalls = {f"stall/{part}_s": value for part, value in line["stall_s"].items()}
-    return {**metrics, **stalls, "train/tokens_per_s": line["tokens"] / line["step_s"]}
+    rate = {"train/tokens_per_s": line["tokens"] / line["step_s"]}
+    return {**metrics, **stalls, **rate, **_target_metrics(line)}
+
+
+def _target_metrics(line: dict[str, Any]) -> dict[str, float]:
+    """Where a step's targets are from, and what came from the pool since the step before."""
+    if (targets := line.get("targets")) is None:
+        return {}
+    origins, pool = targets["from"], line["pool"]
+    elsewhere = {name: origins.get(name, 0) for name in (CACHE, LABELS)}
+    metrics: dict[str, float] = {
+        **{f"targets/rows_from_{name}": rows for name, rows in elsewhere.items()},
+        "targets/rows_from_pool": sum(origins.values()) - sum(elsewhere.values()),
+        "pool/bytes": pool["bytes"],
+        "pool/retries": pool["retries"],
+        "pool/hedged_rows": pool["hedged"],
+        "pool/busy_share": line["teacher_busy_s"] / line["step_s"],
+    }
+    if pool["fill"] is not None:
+        metrics["pool/batch_fill"] = pool["fill"]
+        metrics["pool/waiting_rows"] = max(pool["waiting"].values())
+    for replica, rows in pool["rows"].items():
+        metrics[f"pool/rows_per_s/{replica}"] = rows / line["step_s"]
+    return metrics
 
 
 def _evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:

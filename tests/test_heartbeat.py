@@ -12,7 +12,8 @@ from workers.tally import Tally
 
 
 def line(step: int) -> dict[str, Any]:
-    return {"step": step, "step_s": 2.0, "stall_s": {"teacher": 0.5}, "teacher_busy_s": 3.0}
+    stall_s = {"teacher": 0.5}
+    return {"step": step, "step_s": 2.0, "tokens": 9, "stall_s": stall_s, "teacher_busy_s": 3.0}
 
 
 @pytest.fixture
@@ -28,6 +29,38 @@ def test_every_step_counts_but_the_one_that_compiles(heartbeat: Heartbeat):
         heartbeat.progress(line(step))
     assert heartbeat._line == line(10)
     assert heartbeat._tally == Tally(3, 6.0, 1.5, 9.0)
+
+
+def test_measures_are_passed_on_once(heartbeat: Heartbeat, monkeypatch: pytest.MonkeyPatch):
+    metrics, told = heartbeat._metrics, []
+
+    def note(name: str):
+        return lambda value, tags: told.append((name, value, tags))
+
+    monkeypatch.setattr(metrics._stall, "inc", note("stall"))
+    monkeypatch.setattr(metrics._rows, "inc", note("rows"))
+    for name, counter in metrics._counters.items():
+        monkeypatch.setattr(counter, "inc", note(name))
+    pool = {"bytes": 100, "retries": 1, "hedged": 0}
+    heartbeat.progress({**line(1), "targets": {"from": {"cache": 2, "a1b2": 3}}, "pool": pool})
+    heartbeat.progress(line(2))
+    metrics.tell()
+    run = {"run": "run-1"}
+    assert sorted(told, key=str) == sorted(
+        [
+            ("steps", 2, run),
+            ("tokens", 18, run),
+            ("stall", 1.0, {**run, "part": "teacher"}),
+            ("rows", 2, {**run, "origin": "cache"}),
+            ("rows", 3, {**run, "origin": "pool"}),
+            ("target_bytes", 100, run),
+            ("retries", 1, run),
+        ],
+        key=str,
+    )
+    told.clear()
+    metrics.tell()
+    assert told == []
 
 
 def test_windows_follow_each_other_without_gap_and_within_an_attempt():

@@ -114,7 +114,7 @@ class PatientSource(TargetSource):
                     self._suspects.came(answer.chunk.rows)
                     for row in answer.chunk.rows:
                         missing.pop(row, None)
-                    yield answer
+                    yield dataclasses.replace(answer, hedged=attempt is not tries[0])
                     continue
                 running -= 1
                 if error is not None:

@@ -34,6 +34,7 @@ class _Part(NamedTuple):
     arrays: dict[str, np.ndarray]
     digests: list[str]
     busy_s: float
+    fill: float
 
 
 class Counters(NamedTuple):
@@ -114,6 +115,8 @@ class Batcher:
             tuple(digest for part in parts for digest in part.digests),
             self._replica,
             sum(part.busy_s for part in parts),
+            len(self._queue),
+            sum(part.fill for part in parts) / len(parts),
         )
 
     async def _run(self) -> None:
@@ -153,7 +156,8 @@ class Batcher:
             indices.setdefault(id(asked), []).append(index)
         for chosen in indices.values():
             asked = batch[chosen[0]][0]
-            asked.parts.put_nowait(_part(scored, batch, chosen, busy_s / len(batch)))
+            fill = len(batch) / self._scorer.num_rows
+            asked.parts.put_nowait(_part(scored, batch, chosen, busy_s / len(batch), fill))
 
     def _keep(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -162,7 +166,11 @@ class Batcher:
 
 
 def _part(
-    scored: Scored, batch: "list[tuple[_Asked, int]]", chosen: list[int], row_s: float
+    scored: Scored,
+    batch: "list[tuple[_Asked, int]]",
+    chosen: list[int],
+    row_s: float,
+    fill: float,
 ) -> _Part:
     whole = len(chosen) == len(batch)
     arrays = scored.arrays
@@ -171,6 +179,7 @@ def _part(
         arrays if whole else {name: array[chosen] for name, array in arrays.items()},
         [scored.digests[index] for index in chosen],
         row_s * len(chosen),
+        fill,
     )
 
 

@@ -13,6 +13,7 @@ from configs.run import TeacherConfig
 from model.targets import HiddenCodec, encoded_shapes, wire_view
 from workers.checkpoint import read_meta
 from workers.jobs import StudentJob
+from workers.pool_meter import MeteredSource, PoolMeter
 from workers.sameness import agreed_sameness
 from workers.step_rows import StepRows
 from workers.target_cache import TargetCache
@@ -32,12 +33,16 @@ _ASK_AGAIN_AFTER_S = 0.5
 
 
 class HostStep(NamedTuple):
-    """A step's targets as the student needs them, and what the record says of them."""
+    """A step's targets as the student needs them, and what the record says of them.
+
+    `pool` is what came from there since the step before, for whichever step.
+    """
 
     encoded: dict[str, np.ndarray]
     has_targets: Bool[np.ndarray, " B"]
     cost: Cost
     ledger: dict[str, Any]
+    pool: dict[str, Any]
 
 
 class HostTargets:
@@ -65,6 +70,7 @@ class HostTargets:
         self._job, self._config, self._rows, self._say = job, config, rows, say
         self._source, self._keep_all = source, keep_all
         self._codec = codec_of(config)
+        self._meter = PoolMeter()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._spec: TargetSpec | None = None
@@ -73,7 +79,7 @@ class HostTargets:
         bytes_per_row = sum(array.nbytes for array in blank.values())
         num_steps, together = _ahead(config, rows.num_rows * bytes_per_row)
         self._stream = TargetStream(
-            CachedSource(lambda: self._cache, VerifiedSource(source)),
+            CachedSource(lambda: self._cache, MeteredSource(VerifiedSource(source), self._meter)),
             self._request,
             steps,
             rows_per_step=rows.num_rows,
@@ -82,7 +88,7 @@ class HostTargets:
             retry_for_s=config.retry_for_s,
             labels_after_s=None if keep_all else config.labels_after_s,
             blank=blank,
-            say=say,
+            say=self._note,
         )
 
     def is_here(self, index: int) -> bool:
@@ -94,7 +100,7 @@ class HostTargets:
         step = self._stream.take(index)
         spec = self._spec or self._spec_of("")
         entry = ledger_entry(spec, self._rows.first_row, *step.provenance)
-        return HostStep(step.encoded, step.has_targets, step.cost, entry)
+        return HostStep(step.encoded, step.has_targets, step.cost, entry, self._meter.take())
 
     def close(self) -> None:
         """Ends asking, and returns when what has come is on storage."""
@@ -102,6 +108,11 @@ class HostTargets:
         self._stream.close()
         if self._cache is not None:
             self._cache.close()
+
+    def _note(self, event: str, **details: Any) -> None:
+        if event == "teacher_retry":
+            self._meter.retried()
+        self._say(event, **details)
 
     def _request(self, index: int) -> TargetRequest:
         request = self._rows.request(index, self._agreed_spec())

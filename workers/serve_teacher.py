@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 
 from workers.jobs import TeacherJob
+from workers.ray_metrics import TeacherMetrics
 from workers.replica_loads import Route
 from workers.targets_protocol import (
     TargetChunk,
@@ -21,6 +22,7 @@ from workers.targets_protocol import (
 DEPLOYMENT = "teacher"
 FILL_WITHIN_S = 0.003
 CANARY_EVERY_S = 60.0
+MEASURE_EVERY_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,14 @@ class TeacherReplica:
             self._tell_wrong(error)
             raise
         self._batcher = Batcher(self._teacher, self._replica, FILL_WITHIN_S)
-        self._canaries = asyncio.get_running_loop().create_task(self._examine_often())
+        loop = asyncio.get_running_loop()
+        self._metrics = TeacherMetrics(
+            serve.get_replica_context().app_name, self._replica, job.row_length
+        )
+        self._tasks = [
+            loop.create_task(self._examine_often()),
+            loop.create_task(self._measure_often()),
+        ]
         self._events.say(
             "teacher_ready",
             seconds=time.perf_counter() - began,
@@ -91,6 +100,12 @@ class TeacherReplica:
                 self._quarantine(error)
             except OSError as error:
                 _log.warning("Storage does not answer, no canary this time: %s", error)
+
+    async def _measure_often(self) -> None:
+        while True:
+            await asyncio.sleep(MEASURE_EVERY_S)
+            done = self._batcher.counters
+            self._metrics.tell(done.rows, done.batches, done.busy_s, self._batcher.num_waiting)
 
     def _quarantine(self, error: WrongTeacherError) -> None:
         """Serves nobody any more: ends this process, for which Serve starts another."""

@@ -69,6 +69,7 @@ class _Dispatched(NamedTuple):
     stall_s: dict[str, float]
     teacher_busy_s: float
     targets: dict[str, Any] | None
+    pool: dict[str, Any] | None
 
 
 class Student:
@@ -156,9 +157,9 @@ class Student:
         data_s = time.perf_counter() - began
         encoded: dict[str, Any] = {}
         teacher_s = wire_s = decode_s = busy_s = 0.0
-        ledger = None
+        ledger = pool = None
         if self._targets is not None:
-            arrays, has_targets, cost, ledger = self._targets.take(index)
+            arrays, has_targets, cost, ledger, pool = self._targets.take(index)
             teacher_s, wire_s, decode_s, busy_s = cost
             began = time.perf_counter()
             arrays[HAS_TARGETS] = has_targets
@@ -177,7 +178,7 @@ class Student:
             "checkpoint": self._checkpoint_stall_s,
         }
         self._checkpoint_stall_s = 0.0
-        return _Dispatched(index + 1, metrics, stall_s, busy_s, ledger)
+        return _Dispatched(index + 1, metrics, stall_s, busy_s, ledger, pool)
 
     def _settle(self, step: _Dispatched) -> bool:
         """Waits for a step's metrics and records them; true when some host asks to stop."""
@@ -185,7 +186,7 @@ class Student:
         now = time.perf_counter()
         line: dict[str, Any] = {"step": step.step, "stall_s": step.stall_s}
         if step.targets is not None:
-            line["targets"] = step.targets
+            line |= {"targets": step.targets, "pool": step.pool}
         if jax.process_index() == 0:
             line |= {
                 "loss": metrics.loss,

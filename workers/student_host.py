@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from workers.jobs import StudentJob
+from workers.ray_metrics import StudentMetrics
 from workers.tally import Tally
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Heartbeat:
         self._signal: Any = 0
         self._line: dict[str, Any] = {}
         self._tally = Tally()
+        self._metrics = StudentMetrics(run_id)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         self._thread.start()
@@ -60,6 +62,7 @@ class Heartbeat:
     def progress(self, line: dict[str, Any]) -> None:
         if self._line:  # an attempt's first step compiles
             self._tally = self._tally.plus(line)
+        self._metrics.add(line)
         self._line = line
 
     def close(self) -> None:
@@ -69,6 +72,7 @@ class Heartbeat:
     def _beat(self) -> None:
         controller: Any = None
         while not self._closed.wait(HEARTBEAT_S):
+            self._metrics.tell()
             try:
                 if controller is None:
                     controller = ray.get_actor(self._name, NAMESPACE)

@@ -115,6 +115,10 @@ class TargetChunk:
     """The replica that scored the rows, or `CACHE`."""
     busy_s: float = 0.0
     """How long these rows kept the replica busy; 0 where nothing was scored."""
+    num_waiting: int = 0
+    """Rows that waited for the replica when the chunk left."""
+    batch_fill: float = 1.0
+    """Share of the batches of these rows that was filled, on average."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +127,8 @@ class Answer:
 
     chunk: TargetChunk
     wire_s: float
+    hedged: bool = False
+    """Whether it is of a replica that was asked because another was late."""
 
 
 class TeacherUnavailableError(RuntimeError):
