@@ -54,7 +54,8 @@ def test_what_came_is_told_once():
     assert meter.take() == nothing
 
     line = dict.fromkeys(("loss", "kd_loss", "ce_loss", "lr", "grad_norm"), 1.0)
-    line |= {"step": 3, "tokens": 100, "step_s": 0.5, "stall_s": {"teacher": 0.1}}
+    line |= {"step": 3, "tokens": 100, "step_s": 0.5}
+    line["stall_s"] = {"teacher": 0.1}
     line |= {"teacher_busy_s": 0.2, "pool": told}
     line["targets"] = {"from": {"cache": 2, "a": 1, "labels": 1}}
     metrics = _train_metrics(line)
