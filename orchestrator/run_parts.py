@@ -15,7 +15,7 @@ from orchestrator.fault_policy import DRIVER_DIED, Failure
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, is_ready, start_actor
 from orchestrator.run_folder import RunFolder
-from orchestrator.teacher_pool import app_name
+from orchestrator.run_pool import pool_app
 from workers.evaluator_actor import EvaluatorActor
 from workers.jobs import EvaluationJob, StartPoint, StudentJob
 from workers.preparer import prepare
@@ -128,7 +128,7 @@ class AttemptPart:
         payload = {
             "job": job,
             "run_id": self._spec.run_id,
-            "app": app_name(self._spec.run_id),
+            "app": pool_app(self._spec, self._config),
             "code": self._spec.code,
         }
         self._driver = start_attempt(self._spec.run_id, attempt, payload, self._scratch())
