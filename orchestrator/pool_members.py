@@ -21,7 +21,7 @@ def needs_of(spec: LaunchSpec, config: RunConfig) -> dict[str, Any]:
     assert teacher is not None, "a distilled run"
     codec = {f"teacher.codec.{name}": value for name, value in teacher.codec.model_dump().items()}
     return {
-        "sources": spec.code,
+        "Stillhouse sources": spec.code,
         "storage": spec.storage_url,
         "teacher.checkpoint": spec.teacher_digest,
         **codec,

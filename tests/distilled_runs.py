@@ -1,6 +1,8 @@
 """Distilled runs on an embedded Ray, for tests that disturb them or look at their teachers."""
 
 import contextlib
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from configs.load import parse_run
 from orchestrator import history
@@ -35,10 +38,23 @@ def embedded_ray() -> Iterator[str]:
 
 
 class DistilledRun:
-    """A distilled run without a cache, so that every row is asked of the pool."""
+    """A distilled run without a cache, so that every row is asked of the pool.
+
+    Args:
+        apart: launched by another process, and so a Ray job of its own.
+        teacher: settings of the teacher.
+    """
 
     def __init__(
-        self, storage: Path, address: str, name: str, steps: int, seed: int = 0, **teacher: Any
+        self,
+        storage: Path,
+        address: str,
+        name: str,
+        steps: int,
+        *,
+        apart: bool = False,
+        seed: int = 0,
+        **teacher: Any,
     ):
         values = tiny_values(storage, name) | {
             "steps": steps,
@@ -56,8 +72,15 @@ class DistilledRun:
             "checkpoint": {"every_steps": 40},
             "evaluation": {"enabled": False},
         }
-        self.folder: RunFolder = create_run(parse_run(values, "test"))
-        start_controller(self.folder, address)
+        self.folder = RunFolder(str(storage), name)
+        self._process: subprocess.Popen[bytes] | None = None
+        if apart:
+            file = storage / f"{name}.yaml"
+            file.write_text(yaml.safe_dump(values))
+            command = [sys.executable, "-m", "orchestrator", "run", str(file), "--address", address]
+            self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        else:
+            start_controller(create_run(parse_run(values, "test")), address)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [e for e in history.read_events(self.folder.url) if e["event"] == name]
@@ -76,7 +99,9 @@ class DistilledRun:
         return len(history.read_steps(self.folder.url))
 
     def end(self, state: str) -> None:
-        wait_until(lambda: self.folder.lease() is None)
+        wait_until(lambda: "state" in self.status() and self.folder.lease() is None)
+        if self._process is not None:
+            self._process.wait()
         assert self.status()["state"] == state, self.status()["reason"]
 
 
