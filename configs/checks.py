@@ -254,6 +254,9 @@ def _group_faults(teacher: TeacherConfig) -> Iterator[Fault]:
     if teacher.groups and teacher.sameness == "exact":
         message = "are machines of other kinds, whose answers are only close; set it to `mixed`"
         yield Fault("teacher.sameness", NO_VALUE, f"teacher.groups {message}", ("teacher.groups",))
+    if teacher.groups and teacher.max_replicas is not None:
+        message = "sizes pools of one kind of replica; unset it, and size the groups by hand"
+        yield Fault("teacher.max_replicas", teacher.max_replicas, message, ("teacher.groups",))
     names = [group.name for group in teacher.groups]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Fault("teacher.groups", name, "is the name of two groups; rename one of them")

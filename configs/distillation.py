@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from configs.fault import group_fault
-from configs.section import Section, changeable
+from configs.section import NAME_PATTERN, Section, changeable
 from model.config import DivergenceName, ValueType
 
 
@@ -138,6 +138,13 @@ class TeacherConfig(Section):
 
     checkpoint: str = Field(description="The teacher's weights: `RUN`, `RUN@STEP` or a path.")
     codec: CodecConfig = Field(default=CodecConfig(), description="How targets are encoded.")
+    pool: str | None = changeable(
+        None,
+        pattern=NAME_PATTERN,
+        description="Name of a pool that runs share, each by equal shares: it serves all that name "
+        "it with the same teacher, codec and rows, and has the sum of their `replicas`. Unset, the "
+        "run has a pool of its own.",
+    )
     replicas: int = changeable(1, ge=1, description="Copies of the teacher that serve targets.")
     min_replicas: int = changeable(
         1, ge=1, description="The fewest copies, where their number follows the need."

@@ -7,10 +7,8 @@ from pydantic import Field, field_validator
 from configs.data import DataConfig
 from configs.distillation import ObjectiveConfig, TeacherConfig
 from configs.fault import group_fault
-from configs.section import Section, changeable
+from configs.section import NAME_PATTERN, Section, changeable
 from model.config import MODEL_PRESETS, KernelName, ModelConfig, Remat
-
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 
 
 class OptimizerConfig(Section):

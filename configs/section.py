@@ -8,6 +8,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+# Of names that become folders, and parts of longer names.
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+
 
 class Section(BaseModel):
     """A frozen group of settings that knows all of its fields."""

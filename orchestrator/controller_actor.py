@@ -19,12 +19,10 @@ from orchestrator.controller import Controller
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import LEASE_RENEWAL_S, RunFolder
 from orchestrator.run_parts import AttemptPart, EvaluationPart, PreparationPart
+from orchestrator.run_pool import make_pool
 from orchestrator.run_state import Snapshot, State
 from orchestrator.student_pulse import StudentPulse
-from orchestrator.teacher_groups import GroupedPool
-from orchestrator.teacher_pool import app_name
 from orchestrator.tracking import TrackingPart
-from workers.jobs import TeacherJob
 from workers.record import EventWriter, LogSegments
 from workers.student_host import NAMESPACE, controller_name
 from workers.tally import Tally
@@ -48,7 +46,7 @@ class ControllerActor:
         self._config: RunConfig = self._folder.config()
         self._pulse = StudentPulse()
         self._looked_at_s = self._renewed_at_s = 0.0
-        self._pool = self._make_pool()
+        self._pool = make_pool(spec, self._config, self._events.say)
         self._tracking = TrackingPart(self._folder.url, self._config, spec)
         self._machine = Controller(self._config, self._load_snapshot())
         self._remembered: Snapshot | None = None
@@ -91,19 +89,6 @@ class ControllerActor:
             self._release()  # the last life may not have come to it
         elif self._pool is not None:
             self._pool.scale(snapshot.teachers)
-
-    def _make_pool(self) -> GroupedPool | None:
-        if not self._config.distilled:
-            return None
-        assert self._config.teacher is not None and self._spec.teacher_url is not None
-        job = TeacherJob(
-            storage_url=self._spec.storage_url,
-            checkpoint_url=self._spec.teacher_url,
-            config=self._config.teacher,
-            row_length=self._config.data.row_length,
-            compute_dtype=self._config.compute_dtype,
-        )
-        return GroupedPool(app_name(self._spec.run_id), job, self._folder.url, self._spec.code)
 
     # The loop.
 
@@ -165,7 +150,7 @@ class ControllerActor:
             if reason := self._pool.failure():
                 events.append(run_state.Broken(reason))
             if steps := self._pulse.window(snapshot.attempt):
-                serving = self._pool.status().get("RUNNING", 0)
+                serving = self._pool.serving()
                 events.append(run_state.Observed(snapshot.attempt, steps, serving))
         return events
 
@@ -253,6 +238,7 @@ class ControllerActor:
             "teachers": {
                 "wanted": snapshot.teachers,
                 "needed": snapshot.scaling.needed,
+                "pool": self._config.teacher.pool if self._config.teacher else None,
                 "replicas": self._pool.status() if self._pool is not None else {},
             },
             "checkpoints": list(snapshot.steps),

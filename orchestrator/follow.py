@@ -24,6 +24,8 @@ _SHOWN_EVENTS = {
     "evaluated": "step {step}: {bits_per_byte:.4f} bits per byte on held-out text",
     "evaluation_failed": "step {step}: not evaluated: {message}",
     "scaled": "teachers: {before} → {teachers} ({reason})",
+    "pool_joined": "shares the pool {pool}: {replicas} teachers for {members} runs",
+    "pool_changed": "pool {pool}: {before} → {replicas} teachers for {members} runs",
     "scaling_effect": "with {teachers} teachers the student waits {stall_share:.0%} of its time, "
     "before {stall_share_before:.0%}",
     "targets_damaged": "stored targets are damaged and asked for again: {shard}: {reason}",

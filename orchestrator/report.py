@@ -132,7 +132,8 @@ def _teachers_text(teachers: dict[str, Any]) -> str:
     replicas = [f"{count} {state.lower()}" for state, count in teachers["replicas"].items()]
     # Not told by runs of earlier versions, nor before the student has made some steps.
     needed = [f"{count} needed"] if (count := teachers.get("needed")) else []
-    return ", ".join([f"{teachers['wanted']} wanted", *needed, *replicas])
+    text = ", ".join([f"{teachers['wanted']} wanted", *needed, *replicas])
+    return f"{text} in the shared pool {pool}" if (pool := teachers.get("pool")) else text
 
 
 def _best(status: dict[str, Any]) -> float | None:

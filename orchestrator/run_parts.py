@@ -15,8 +15,7 @@ from orchestrator.fault_policy import DRIVER_DIED, Failure
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, is_ready, start_actor
 from orchestrator.run_folder import RunFolder
-from orchestrator.teacher_groups import group_apps
-from orchestrator.teacher_pool import app_name
+from orchestrator.run_pool import pool_apps
 from workers.evaluator_actor import EvaluatorActor
 from workers.jobs import EvaluationJob, StartPoint, StudentJob
 from workers.preparer import prepare
@@ -129,7 +128,7 @@ class AttemptPart:
         payload = {
             "job": job,
             "run_id": self._spec.run_id,
-            "apps": self._apps(),
+            "apps": pool_apps(self._spec, self._config),
             "code": self._spec.code,
         }
         self._driver = start_attempt(self._spec.run_id, attempt, payload, self._scratch())
@@ -186,11 +185,6 @@ class AttemptPart:
         if self._config.start_from.state == "all":
             return StartPoint("fork", self._spec.start_url, self._spec.start_step)
         return StartPoint("weights", self._spec.start_url)
-
-    def _apps(self) -> list[str]:
-        if self._config.teacher is None:
-            return []
-        return group_apps(app_name(self._spec.run_id), self._config.teacher)
 
     def _scratch(self) -> str:
         """Ray Train keeps a registry of its own; nothing in it has to survive."""

@@ -16,9 +16,9 @@ class GroupedPool:
         job: of the first kind.
     """
 
-    def __init__(self, app: str, job: TeacherJob, run_url: str, code: str):
+    def __init__(self, app: str, job: TeacherJob, folder_url: str, code: str):
         self._first, *self._groups = (
-            TeacherPool(name, _job_of(job, config), run_url, code)
+            TeacherPool(name, _job_of(job, config), folder_url, code)
             for name, config in zip(group_apps(app, job.config), _configs(job.config), strict=True)
         )
         self._sizes = [group.replicas for group in job.config.groups]
@@ -33,6 +33,10 @@ class GroupedPool:
 
     def status(self) -> dict[str, int]:
         return dict(sum((Counter(pool.status()) for pool in self._all()), Counter()))
+
+    def serving(self) -> int:
+        """How many replicas of the first kind serve."""
+        return self._first.serving()
 
     def remove(self) -> None:
         for pool in self._all():

@@ -1,4 +1,4 @@
-"""The teachers of one run, as a Ray Serve application of their own."""
+"""A pool of teachers, as a Ray Serve application of its own."""
 
 import threading
 import time
@@ -20,24 +20,33 @@ _TRIES = 10
 _deploying = threading.Lock()
 
 
-def app_name(run_id: str) -> str:
-    """Name of a run's Serve application. Others on the cluster are never touched."""
-    return f"teachers-{run_id}"
+def app_name(run_id: str, shared_pool: str | None = None) -> str:
+    """Name of a pool's Serve application. Others on the cluster are never touched.
+
+    Args:
+        shared_pool: the pool that the run shares, if it has none of its own.
+    """
+    return f"teachers-{run_id}" if shared_pool is None else f"shared-teachers-{shared_pool}"
 
 
 class TeacherPool:
-    """Deploys, scales and removes the replicas; only `remove` waits."""
+    """Deploys, scales and removes the replicas; only `remove` waits.
+
+    Args:
+        folder_url: whose events and logs the replicas write.
+        code: digest of the sources that they have to run.
+    """
 
     def __init__(
         self,
         app: str,
         job: TeacherJob,
-        run_url: str,
+        folder_url: str,
         code: str,
         replica: type[TeacherReplica] = TeacherReplica,
     ):
         self._replica = replica
-        self._app, self._job, self._run_url, self._code = app, job, run_url, code
+        self._app, self._job, self._folder_url, self._code = app, job, folder_url, code
         self._lock = threading.Lock()
         self._wanted = 0
         self._removed = False
@@ -65,6 +74,10 @@ class TeacherPool:
             self._failure = f"The teachers cannot be served: {deployment.message}"
         states = deployment.replica_states
         return {str(getattr(state, "value", state)): count for state, count in states.items()}
+
+    def serving(self) -> int:
+        """How many replicas serve."""
+        return self.status().get("RUNNING", 0)
 
     def remove(self) -> None:
         """Takes the application down and returns when it is gone."""
@@ -130,7 +143,7 @@ class TeacherPool:
             health_check_timeout_s=min(max(config.answer_within_s, 2.0), 10.0),
             graceful_shutdown_timeout_s=0,
         )(self._replica)
-        return deployment.bind(self._job, self._run_url, self._code)
+        return deployment.bind(self._job, self._folder_url, self._code)
 
 
 def _actor_options(config: TeacherConfig) -> dict[str, Any]:

@@ -134,6 +134,29 @@ def test_rows_of_one_who_has_gone_are_not_scored():
     asyncio.run(run())
 
 
+def test_a_student_with_a_backlog_does_not_hold_up_another():
+    async def run():
+        scorer = Scorer()
+        scorer.may_go.clear()
+        pool = Batcher(scorer, "replica", fill_within_s=0.0)
+        greedy = asyncio.create_task(answer(pool, request_of(range(1000, 1400), "greedy")))
+        while pool.num_waiting in (0, 400):
+            await asyncio.sleep(0)
+        # What is with the device already is all that comes before the first of the modest one.
+        ahead = 400 - pool.num_waiting
+        modest = asyncio.create_task(answer(pool, request_of(range(40), "modest")))
+        while pool.num_waiting < 440 - ahead:
+            await asyncio.sleep(0)
+        scorer.may_go.set()
+        assert found(await modest) == list(range(40))
+        scored = [index for batch in scorer.batches for index in batch]
+        last = max(place for place, index in enumerate(scored) if index < 1000)
+        assert last + 1 <= ahead + 2 * 40 + scorer.num_rows
+        assert found(await greedy) == list(range(1000, 1400))
+
+    asyncio.run(run())
+
+
 def test_a_chunk_holds_what_is_ready_up_to_its_size(monkeypatch):
     async def run(chunk_bytes: int) -> list[int]:
         monkeypatch.setattr(batcher, "_CHUNK_WITHIN_S", LONG_S)

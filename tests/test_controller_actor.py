@@ -37,6 +37,9 @@ class Part:
 
     failure = progress
 
+    def serving(self) -> int:
+        return self.replicas.get("RUNNING", 0)
+
     def status(self) -> dict[str, int]:
         return self.replicas
 
@@ -57,7 +60,7 @@ class World:
             "PreparationPart": "preparation",
             "AttemptPart": "attempt",
             "EvaluationPart": "evaluation",
-            "GroupedPool": "pool",
+            "make_pool": "pool",
             "TrackingPart": "tracking",
         }
         for cls, name in names.items():
@@ -236,7 +239,12 @@ def test_heartbeats_of_a_student_that_waits_scale_the_pool(world: World):
     assert beat(52) == [("pool", "scale", 5)]
     status = world.folder.status()
     assert status is not None
-    assert status["teachers"] == {"wanted": 5, "needed": 5, "replicas": {"RUNNING": 2}}
+    assert status["teachers"] == {
+        "wanted": 5,
+        "needed": 5,
+        "pool": None,
+        "replicas": {"RUNNING": 2},
+    }
 
 
 def test_the_pool_is_scaled_by_hand_and_then_by_need(world: World):

@@ -210,6 +210,8 @@ def test_the_status_of_a_run(student):
         HOSTILE,
     ):
         assert part in text
+    status["teachers"]["pool"] = "elders"
+    assert "2 running in the shared pool elders" in text_of(status_table(status))
     assert "lost" in text_of(status_table(status | {"alive": False}))
     assert "created" in text_of(status_table({"name": "x", "state": "created", "alive": False}))
     preparing = {"what": "packing rows", "done": 3, "total": 8}

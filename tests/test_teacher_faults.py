@@ -2,24 +2,17 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from configs.load import parse_run
 from orchestrator import history
-from orchestrator.launch import connect, create_run, start_controller
-from orchestrator.run_folder import RunFolder
-from tests.runs import make_teacher, text_folder, tiny_values
+from tests.distilled_runs import ENDLESS, DistilledRun, embedded_ray, wait_until
+from tests.runs import make_teacher, text_folder
 from tests.same_run import assert_same_run
-
-# More than any machine gets to: a run goes on until it is told to stop, however fast it is.
-ENDLESS = 10**6
-MORE_STEPS = 5
 
 
 @pytest.fixture(scope="module")
@@ -30,44 +23,16 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    import tempfile
-
-    changed = pytest.MonkeyPatch()
-    for name in ("XLA_FLAGS", "NPROC"):
-        changed.delenv(name)
-    with tempfile.TemporaryDirectory(prefix="sh-") as path:
-        changed.setenv("RAY_TMPDIR", path)
-        yield connect(None)
-        ray.shutdown()
-    changed.undo()
+def address() -> Iterator[str]:
+    with embedded_ray() as address:
+        yield address
 
 
-class Run:
-    """A distilled run with two teachers and no cache, so that every row is asked of the pool."""
+class Run(DistilledRun):
+    """A run with two teachers."""
 
     def __init__(self, storage: Path, address: str, name: str, steps: int, **teacher: Any):
-        values = tiny_values(storage, name) | {
-            "steps": steps,
-            "optimizer": {"final_lr_ratio": 1.0},
-            "objective": {"kind": "distill"},
-            "teacher": {
-                "checkpoint": "teacher",
-                "replicas": 2,
-                "rows_per_batch": 4,
-                "cpus_per_replica": 0,
-                "answer_within_s": 3.0,
-                "cache_bytes": 0,
-                **teacher,
-            },
-            "checkpoint": {"every_steps": 40},
-            "evaluation": {"enabled": False},
-        }
-        self.folder: RunFolder = create_run(parse_run(values, "test"))
-        start_controller(self.folder, address)
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [e for e in history.read_events(self.folder.url) if e["event"] == name]
+        super().__init__(storage, address, name, steps, **{"replicas": 2, **teacher})
 
     def teachers(self, num: int) -> list[tuple[str, int]]:
         """Name and process of the replicas, once `num` serve."""
@@ -83,30 +48,6 @@ class Run:
 
         wait_until(serving)
         return alive()
-
-    def status(self) -> dict[str, Any]:
-        return self.folder.status() or {}
-
-    def goes_on(self) -> None:
-        step = self.status().get("step") or 0
-        wait_until(lambda: (self.status().get("step") or 0) >= step + MORE_STEPS)
-
-    def stop(self) -> int:
-        """Ends the run; how many steps it made."""
-        self.folder.send({"kind": "stop"})
-        self.end("stopped")
-        return len(history.read_steps(self.folder.url))
-
-    def end(self, state: str) -> None:
-        wait_until(lambda: self.folder.lease() is None)
-        assert self.status()["state"] == state, self.status()["reason"]
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the run did not get there"
-        time.sleep(0.2)
 
 
 def actor_name(replica: str) -> str | None:

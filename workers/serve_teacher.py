@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 class TeacherReplica:
     """One whole copy of the teacher, which scores the rows of all requests in full batches."""
 
-    def __init__(self, job: TeacherJob, run_url: str, code: str):
+    def __init__(self, job: TeacherJob, folder_url: str, code: str):
         from workers.batcher import Batcher
         from workers.cache import keep_compiled_programs
         from workers.canary import examine
@@ -42,8 +42,8 @@ class TeacherReplica:
         self._storage_url = job.storage_url
         self._quarantined = False
         self._replica = serve.get_replica_context().replica_id.unique_id
-        logging.getLogger().addHandler(LogSegments(run_url, f"teacher-{self._replica}"))
-        self._events = EventWriter(run_url, f"teacher-{self._replica}")
+        logging.getLogger().addHandler(LogSegments(folder_url, f"teacher-{self._replica}"))
+        self._events = EventWriter(folder_url, f"teacher-{self._replica}")
         began = time.perf_counter()
         self._teacher = self._load(job)
         try:

@@ -1,0 +1,68 @@
+"""Where a run's teachers are: in a pool of its own, or in one that it shares by name."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from configs.run import RunConfig
+from orchestrator.launch_spec import LaunchSpec
+from orchestrator.pool_members import needs_of
+from orchestrator.shared_pool import SharedPool
+from orchestrator.teacher_groups import GroupedPool, group_apps
+from orchestrator.teacher_pool import app_name
+from workers.jobs import TeacherJob
+
+
+class Pool(Protocol):
+    """What a run's controller does with its teachers; only `remove` waits."""
+
+    def scale(self, replicas: int) -> None:
+        """Asks for so many replicas; those that run go on running."""
+        ...
+
+    def failure(self) -> str | None:
+        """Why the run cannot be served at all, as far as it is known."""
+        ...
+
+    def status(self) -> dict[str, int]:
+        """The pool's replicas by state; {} where there is no pool."""
+        ...
+
+    def serving(self) -> int:
+        """How many replicas serve the run."""
+        ...
+
+    def remove(self) -> None:
+        """Gives back what the run has of the pool."""
+        ...
+
+
+def make_pool(spec: LaunchSpec, config: RunConfig, say: Callable[..., None]) -> Pool | None:
+    """The pool of a run; None where it needs no teachers. Nothing is started yet.
+
+    Args:
+        say: records an event of the run; takes its name and details.
+    """
+    if not config.distilled:
+        return None
+    assert config.teacher is not None and spec.teacher_url is not None
+    job = TeacherJob(
+        storage_url=spec.storage_url,
+        checkpoint_url=spec.teacher_url,
+        config=config.teacher,
+        row_length=config.data.row_length,
+        compute_dtype=config.compute_dtype,
+    )
+    app = _app(spec, config)
+    pool = config.teacher.pool
+    if pool is None:
+        return GroupedPool(app, job, spec.run_url, spec.code)
+    return SharedPool(pool, spec.run_id, job, app, needs_of(spec, config), spec.code, say)
+
+
+def pool_apps(spec: LaunchSpec, config: RunConfig) -> list[str]:
+    """The Serve applications that the run's students ask; none where it needs no teachers."""
+    return group_apps(_app(spec, config), config.teacher) if config.teacher else []
+
+
+def _app(spec: LaunchSpec, config: RunConfig) -> str:
+    return app_name(spec.run_id, config.teacher.pool if config.teacher else None)
