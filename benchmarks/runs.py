@@ -64,12 +64,23 @@ def run_to_end(folder: RunFolder, address: str, own_core: bool) -> list[dict[str
 
     start_controller(folder, address)
     if own_core:
-        _give_own_core(folder)
+        give_own_core(folder)
     while folder.lease() is not None:
         time.sleep(0.5)
     status = folder.status() or {}
     assert status.get("state") == "finished", status.get("reason")
     return read_steps(folder.url)[WARM_UP_STEPS:]
+
+
+def give_own_core(folder: RunFolder) -> None:
+    """Moves the student to its core as soon as it is there."""
+    ready: list[dict[str, Any]] = []
+    while not ready and folder.lease() is not None:
+        time.sleep(0.5)
+        ready = [event for event in read_events(folder.url) if event["event"] == "host_ready"]
+    for event in ready:
+        for thread in os.listdir(f"/proc/{event['pid']}/task"):
+            os.sched_setaffinity(int(thread), {_STUDENT_CORE})
 
 
 def step_rate(lines: list[dict[str, Any]]) -> float:
@@ -82,14 +93,3 @@ def stall_shares(lines: Iterable[dict[str, Any]]) -> dict[str, float]:
     lines = list(lines)
     total_s = sum(line["step_s"] for line in lines)
     return {part: sum(line["stall_s"][part] for line in lines) / total_s for part in STALL_PARTS}
-
-
-def _give_own_core(folder: RunFolder) -> None:
-    """Moves the student to its core as soon as it is there."""
-    ready: list[dict[str, Any]] = []
-    while not ready and folder.lease() is not None:
-        time.sleep(0.5)
-        ready = [event for event in read_events(folder.url) if event["event"] == "host_ready"]
-    for event in ready:
-        for thread in os.listdir(f"/proc/{event['pid']}/task"):
-            os.sched_setaffinity(int(thread), {_STUDENT_CORE})
