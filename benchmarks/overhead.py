@@ -23,12 +23,17 @@ from typing import Any
 import click
 
 from benchmarks.figures import Figure, show, tell
-from configs.load import read_source
+from benchmarks.runs import (
+    TEACHER,
+    WARM_UP_STEPS,
+    leave_a_core,
+    run_to_end,
+    stall_shares,
+    steady_config,
+    step_rate,
+    take_own_core,
+)
 from configs.run import RunConfig
-
-WARM_UP_STEPS = 20
-STUDENT_CORE, OTHER_CORE = 0, 1
-STALL_PARTS = ("data", "teacher", "wire", "decode", "checkpoint")
 
 
 @click.group(invoke_without_command=True)
@@ -42,7 +47,7 @@ def main(context: click.Context, rounds: int, steps: int, own_core: bool) -> Non
     from orchestrator.launch import connect
 
     if own_core:
-        os.sched_setaffinity(0, {OTHER_CORE})
+        leave_a_core()
     with tempfile.TemporaryDirectory() as scratch:
         storage = Path(scratch)
         _in_process("beforehand", storage, steps)
@@ -51,8 +56,7 @@ def main(context: click.Context, rounds: int, steps: int, own_core: bool) -> Non
         for number in range(rounds):
             folder = _run_with_pool(_config(storage, f"orchestrated-{number}", steps), storage)
             bare = float(_in_process("bare", storage, steps, own_core))
-            lines = _run_to_end(folder, address, own_core)
-            rates.append((bare, len(lines) / sum(line["step_s"] for line in lines)))
+            rates.append((bare, step_rate(run_to_end(folder, address, own_core))))
         stalls = _live_stalls(storage, steps, address, own_core)
     rows = [[i, bare, ours, ours / bare] for i, (bare, ours) in enumerate(rates)]
     show("Steps per second", ["round", "bare", "orchestrated", "ratio"], rows)
@@ -64,21 +68,9 @@ def main(context: click.Context, rounds: int, steps: int, own_core: bool) -> Non
     tell(figures)
 
 
-def _config(storage: Path, name: str, steps: int, preset: str = "quickstart-student") -> RunConfig:
-    """The quickstart's student, without what only happens now and then."""
-    from benchmarks.bare import preset_config
-
-    changes: dict[str, Any] = {
-        "steps": steps,
-        "evaluation": {"enabled": False},
-        "checkpoint": {"every_steps": 10**6},
-        "record": {"flush_s": 5.0},
-    }
-    if preset == "quickstart-student":
-        # Nothing is stored: each turn asks its pool for everything.
-        here = {"checkpoint": "teacher", "cache_bytes": 0}
-        changes["teacher"] = {**read_source(preset)["teacher"], **here}
-    return preset_config(preset, storage, name, **changes)
+def _config(storage: Path, name: str, steps: int) -> RunConfig:
+    # Nothing is stored: each turn asks its pool for everything.
+    return steady_config(storage, name, steps, teacher={"cache_bytes": 0})
 
 
 # The bare arm, in a process of its own each time, so that only this one keeps Ray up.
@@ -93,7 +85,7 @@ def _in_process(what: str, storage: Path, steps: int, own_core: bool = False) ->
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=(lambda: os.sched_setaffinity(0, {STUDENT_CORE})) if own_core else None,
+        preexec_fn=take_own_core if own_core else None,
     )
     return done.stdout.strip()
 
@@ -112,8 +104,7 @@ def beforehand(storage: Path, steps: int) -> None:
     from workers.teacher import codec_of
 
     keep_compiled_programs()
-    teacher_config = _config(storage, "teacher", 50, "quickstart-teacher")
-    train_here(teacher_config)
+    train_here(steady_config(storage, TEACHER, 50, "quickstart-teacher"))
     config = _config(storage, "beforehand", steps)
     folder, facts = prepare_here(config)
     job = student_job(config, folder, facts)
@@ -219,36 +210,8 @@ def _run_with_pool(config: RunConfig, storage: Path) -> Any:
 def _live_stalls(storage: Path, steps: int, address: str, own_core: bool) -> dict[str, float]:
     from orchestrator.launch import create_run
 
-    lines = _run_to_end(create_run(_config(storage, "live", steps)), address, own_core)
-    total_s = sum(line["step_s"] for line in lines)
-    return {part: sum(line["stall_s"][part] for line in lines) / total_s for part in STALL_PARTS}
-
-
-def _run_to_end(folder: Any, address: str, own_core: bool) -> list[dict[str, Any]]:
-    from orchestrator.history import read_steps
-    from orchestrator.launch import start_controller
-
-    start_controller(folder, address)
-    if own_core:
-        _give_own_core(folder)
-    while folder.lease() is not None:
-        time.sleep(0.5)
-    status = folder.status() or {}
-    assert status.get("state") == "finished", status.get("reason")
-    return read_steps(folder.url)[WARM_UP_STEPS:]
-
-
-def _give_own_core(folder: Any) -> None:
-    """Moves the student to its core as soon as it is there."""
-    from orchestrator.history import read_events
-
-    ready: list[dict[str, Any]] = []
-    while not ready and folder.lease() is not None:
-        time.sleep(0.5)
-        ready = [event for event in read_events(folder.url) if event["event"] == "host_ready"]
-    for event in ready:
-        for thread in os.listdir(f"/proc/{event['pid']}/task"):
-            os.sched_setaffinity(int(thread), {STUDENT_CORE})
+    folder = create_run(_config(storage, "live", steps))
+    return stall_shares(run_to_end(folder, address, own_core))
 
 
 if __name__ == "__main__":

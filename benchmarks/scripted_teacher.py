@@ -4,6 +4,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,18 @@ class ScriptedJob(TeacherJob):
     """What the replicas of a scripted pool do."""
 
     batch_s: float = 0.0
-    row_bytes: int = 0
+    batch_s_path: str | None = None
+    """A file to read it from at each batch, so that it can be changed meanwhile."""
+    row_bytes: int | None = None
+    """None: each row gets targets of the job's codec and length, which a student can learn from."""
 
 
 def scripted_job(storage_url: str, rows_per_batch: int, batch_s: float, row_bytes: int):
     """A pool that takes `batch_s` for `rows_per_batch` rows and answers `row_bytes` for each."""
     values = {"checkpoint": "none", "rows_per_batch": rows_per_batch, "cpus_per_replica": 0}
     config = TeacherConfig.model_validate(values)
-    return ScriptedJob(storage_url, "none", config, 1, "float32", 1, batch_s, row_bytes)
+    job = TeacherJob(storage_url, "none", config, 1, "float32")
+    return ScriptedJob(**vars(job), batch_s=batch_s, row_bytes=row_bytes)
 
 
 def request_of(rows: Sequence[int]) -> TargetRequest:
@@ -41,25 +46,51 @@ def request_of(rows: Sequence[int]) -> TargetRequest:
 class ScriptedTeacher:
     """Takes the place of a `Teacher`."""
 
+    sameness = "scripted"
+
     def __init__(self, job: ScriptedJob):
+        self._job = job
         self.num_rows = job.config.rows_per_batch
-        self.sameness, self.serves = "scripted", f"scripted {job.row_bytes}"
-        self._batch_s = job.batch_s
         self._device = threading.Lock()  # one batch at a time, as on a real one
-        self._row = np.arange(job.row_bytes, dtype=np.uint8)
-        self._batch = np.tile(self._row, (self.num_rows, 1))
+        if job.row_bytes is None:
+            self._row = _random_targets(job)
+        else:
+            self._row = {"x": np.arange(job.row_bytes, dtype=np.uint8)}
+        self._batch = {name: np.stack([row] * self.num_rows) for name, row in self._row.items()}
+        forms = [f"{name}{list(row.shape)}" for name, row in self._row.items()]
+        self.serves = f"scripted {' '.join(forms)}"
 
     def check(self, request: TargetRequest) -> None:
-        assert request.spec == SPEC
+        assert request.spec.sameness in (MIXED, self.sameness)
 
     def score_rows(self, rows: Sequence[Row]) -> Scored:
         with self._device:
-            time.sleep(self._batch_s)
-        digests = [row_digest(SPEC, request.rows[at], {"x": self._row}) for request, at in rows]
-        return Scored({"x": self._batch[: len(rows)]}, digests)
+            time.sleep(self._batch_s())
+        digests = [row_digest(request.spec, request.rows[at], self._row) for request, at in rows]
+        return Scored({name: array[: len(rows)] for name, array in self._batch.items()}, digests)
 
     def canary(self) -> str:
         return "canary"
+
+    def _batch_s(self) -> float:
+        path = self._job.batch_s_path
+        return self._job.batch_s if path is None else float(Path(path).read_text())
+
+
+def _random_targets(job: TeacherJob) -> dict[str, np.ndarray]:
+    """The wire arrays of one row, as the job's codec makes them of random logits."""
+    import jax
+
+    from model.targets import row_key, wire_view
+    from workers.checkpoint import read_meta
+    from workers.teacher import codec_of
+
+    model = read_meta(job.checkpoint_url).model
+    rng = np.random.default_rng(0)
+    logits_1TV = rng.normal(0, 3, (1, job.row_length, model.vocab_size)).astype(np.float32)
+    x_1TD = np.zeros((1, job.row_length, model.width), np.float32)
+    encoded = jax.jit(codec_of(job.config).encode)(logits_1TV, row_key(0, 0, 0)[None], x_1TD)
+    return {name: array[0] for name, array in wire_view(encoded).items()}
 
 
 class ScriptedReplica(TeacherReplica):

@@ -2,6 +2,8 @@
 
     python -m benchmarks.teacher_pool throughput   # bytes per second against a plain actor
     python -m benchmarks.teacher_pool scaling      # tokens per second with 1, 2, 4, 8 replicas
+    python -m benchmarks.teacher_pool live         # a student's steps, with targets made or stored
+    python -m benchmarks.teacher_pool autoscaling  # a teacher that becomes slower, and fast again
 
 All of it on one machine with Ray and Serve up, both sides of a ratio in one run, turn by turn.
 """
@@ -20,7 +22,10 @@ import click
 import numpy as np
 import ray
 
+from benchmarks.autoscaling import autoscaling
 from benchmarks.figures import Figure, show, tell
+from benchmarks.live_teachers import live
+from benchmarks.run_pool import scale_to
 from benchmarks.scripted_teacher import ScriptedReplica, request_of, scripted_job
 from orchestrator.launch import connect
 from orchestrator.teacher_pool import TeacherPool
@@ -38,25 +43,22 @@ def main() -> None:
     pass
 
 
+main.add_command(live)
+main.add_command(autoscaling)
+
+
 @contextlib.contextmanager
 def _pool(job: Any, replicas: int) -> Iterator[tuple[TeacherPool, PatientSource]]:
     """A scripted pool that is up, and a way to ask it."""
     with tempfile.TemporaryDirectory() as scratch:
         pool = TeacherPool(APP, job, scratch, code_digest(), ScriptedReplica)
         try:
-            _scale(pool, replicas)
+            scale_to(pool, replicas)
             source = PatientSource(ServeReplicas([APP], 60.0), lambda event, **details: None)
             source.sameness()
             yield pool, source
         finally:
             pool.remove()
-
-
-def _scale(pool: TeacherPool, replicas: int) -> None:
-    pool.scale(replicas)
-    while pool.status() != {"RUNNING": replicas}:
-        assert pool.failure() is None, pool.failure()
-        time.sleep(0.2)
 
 
 def _rate(source: PatientSource, at_once: int, rows: int, seconds: float) -> float:
@@ -143,7 +145,7 @@ def scaling(seconds: float, batch_s: float) -> None:
         job = scripted_job(storage, rows_per_batch, batch_s, TOKENS_PER_ROW * 140)
         with _pool(job, 1) as (pool, source):
             for replicas in (1, 2, 4, 8):
-                _scale(pool, replicas)
+                scale_to(pool, replicas)
                 _rate(source, 2 * replicas, 2 * rows_per_batch, 3.0)  # the router learns of them
                 rate = _rate(source, 3 * replicas, 2 * rows_per_batch, seconds)
                 rates[replicas] = rate * TOKENS_PER_ROW

@@ -6,8 +6,9 @@ share of its time that a replica may be busy, it gives the number that is needed
 depend on the number there is, so replicas that are still starting count as there.
 
 What keeps the number still: more teachers need a student that waits, fewer need a long time in
-which none of the windows asked for as many as there are, the mildest of the windows counts, and
-nothing is judged while a change takes effect.
+which none of the windows asked for as many as there are, the mildest of the windows counts (but
+for the first: it may have begun before the need changed), and nothing is judged while a change
+takes effect.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ STALL_SHARE = 0.02
 LEAST_CAPACITY = 0.5
 WINDOW_S = 5.0
 MIN_STEPS = 3
-UP_WINDOWS, DOWN_WINDOWS = 2, 12
+UP_WINDOWS, DOWN_WINDOWS = 3, 12
 SETTLE_S, START_WITHIN_S = 10.0, 300.0
 _MIN_OWN_SHARE = 0.001
 
@@ -88,7 +89,7 @@ class Scaling:
     streak: int = 0
     """Windows in a row that asked for more (positive) or for fewer (negative) teachers."""
     mildest: int = 0
-    """The least change that the windows of the streak asked for."""
+    """The least change that the windows of the streak asked for after its first."""
 
     def changed(self, now_s: float) -> "Scaling":
         """After another number of teachers was asked for."""
@@ -172,7 +173,8 @@ def _count(scaling: Scaling, window: Window, teachers: int, bounds: Bounds) -> S
     way = 1 if asked > teachers else -1
     if scaling.streak * way <= 0:
         return dataclasses.replace(scaling, streak=way, mildest=asked)
-    mildest = way * min(way * asked, way * scaling.mildest)
+    seen = asked if abs(scaling.streak) == 1 else scaling.mildest
+    mildest = way * min(way * asked, way * seen)
     return dataclasses.replace(scaling, streak=scaling.streak + way, mildest=mildest)
 
 

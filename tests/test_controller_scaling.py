@@ -83,7 +83,7 @@ def test_every_host_counts():
 
 def test_what_it_has_seen_outlives_the_controller():
     bench = training()
-    bench.feed(waits())
+    bench.feed(*[waits()] * (UP_WINDOWS - 1))
     next_life = Bench(AUTO, round_trip(bench.snapshot))
     assert next_life.snapshot == bench.snapshot
     assert of(SetTeachers, next_life.feed(waits())) == [SetTeachers(5)]

@@ -53,11 +53,13 @@ def test_what_came_is_told_once():
     nothing = {"rows": {}, "waiting": {}, "fill": None, "bytes": 0, "retries": 0, "hedged": 0}
     assert meter.take() == nothing
 
-    line = dict.fromkeys(("loss", "kd_loss", "ce_loss", "lr", "grad_norm"), 1.0)
-    line |= {"step": 3, "tokens": 100, "step_s": 0.5}
-    line["stall_s"] = {"teacher": 0.1}
-    line |= {"teacher_busy_s": 0.2, "pool": told}
-    line["targets"] = {"from": {"cache": 2, "a": 1, "labels": 1}}
+    losses = dict.fromkeys(("loss", "kd_loss", "ce_loss", "lr", "grad_norm"), 1.0)
+    line = {
+        **losses,
+        **{"step": 3, "tokens": 100, "step_s": 0.5, "stall_s": {"teacher": 0.1}},
+        **{"teacher_busy_s": 0.2, "pool": told},
+        "targets": {"from": {"cache": 2, "a": 1, "labels": 1}},
+    }
     metrics = _train_metrics(line)
     assert metrics["targets/rows_from_cache"] == 2 and metrics["targets/rows_from_pool"] == 1
     assert metrics["targets/rows_from_labels"] == 1 and metrics["pool/waiting_rows"] == 5

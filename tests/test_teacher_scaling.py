@@ -146,6 +146,22 @@ def test_a_teacher_four_times_slower_has_four_times_the_replicas_and_back(load: 
     assert world.live(2 * DOWN_WINDOWS)[-1] == before
 
 
+@given(load=st.floats(0.4, 8), part=st.floats(0, 1))
+def test_windows_that_saw_a_change_of_the_need_do_not_lead_to_half_of_it(load: float, part: float):
+    world = World(load, before := needed(load), start_s=10.0)
+    world.live(30)
+    world.load = (1 + 3 * part) * load
+    world.window()
+    world.load = 4 * load
+    up = world.live(30)
+    world.load = (4 - 3 * part) * load
+    world.window()
+    world.load = load
+    down = world.live(3 * DOWN_WINDOWS)
+    assert set(up) == {before, needed(4 * load)}
+    assert set(down) == {needed(4 * load), before}
+
+
 @settings(max_examples=200)
 @given(load=loads, start=starts, seed=st.integers(0, 10**6))
 def test_noise_does_not_make_it_restless(load: float, start: int, seed: int):
