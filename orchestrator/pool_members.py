@@ -46,8 +46,9 @@ class _Member(NamedTuple):
 class Members:
     """The runs that use a pool, as they make themselves seen.
 
-    The pool has the sum of the replicas that they ask for: as the rows of all are scored in equal
-    shares, each is served no worse than by a pool of its own, and better while others rest.
+    The pool has the sum of the replicas that they ask for. The rows of all are scored in equal
+    shares, so that beside others of its size a run is served no worse than by a pool of its own,
+    and better while others rest; whoever asks for more than others leaves them some of it.
 
     Args:
         pool: its name.
