@@ -16,6 +16,7 @@ from workers.targets_protocol import (
     TargetRequest,
     TargetSpec,
     TeacherUnavailableError,
+    row_digest,
 )
 
 SPEC = TargetSpec("dataset", "teacher", "codec", 0, MIXED)
@@ -29,8 +30,9 @@ def request_of(*indices: int) -> TargetRequest:
 
 def answer_of(request: TargetRequest, place: int, replica: str) -> Answer:
     row = request.rows[place]
-    arrays = {"index": np.array([row.index], np.uint32)}
-    return Answer(TargetChunk((row,), arrays, (f"digest-{row.index}",), replica), 0.0)
+    arrays = {"index": np.array([[row.index]], np.uint32)}
+    digest = row_digest(SPEC, row, {"index": arrays["index"][0]})
+    return Answer(TargetChunk((row,), arrays, (digest,), replica), 0.0)
 
 
 class Pool:
@@ -202,3 +204,20 @@ def test_a_pool_that_is_slow_as_a_whole_is_not_given_more_to_do():
             num_hedges += 1
         patience.came(1.0)
     assert 0 < num_hedges <= 200 * 0.1 + 3
+
+
+def test_wrong_bytes_are_not_let_through_and_their_replica_is_avoided():
+    class Spoils(Pool):
+        def ask(self, request: TargetRequest, attempt: Try) -> Iterator[Answer]:
+            for answer in super().ask(request, attempt):
+                if attempt.replica == "bad":
+                    answer.chunk.arrays["index"][0] ^= 4
+                yield answer
+
+    pool = Spoils(bad=works, good=works)
+    source, events = patient(pool)
+    with pytest.raises(TeacherUnavailableError, match=r"^bad sent targets of RowId.*index=7"):
+        list(source.ask(request_of(7, 8)))
+    assert rows_of(source.ask(request_of(7, 8))) == [7, 8]
+    assert [replica for replica, _, _ in pool.tries] == ["bad", "good"]
+    assert [name for name, _ in events] == ["teacher_failed"]

@@ -122,14 +122,20 @@ def test_rows_of_one_who_has_gone_are_not_scored():
         scorer.may_go.clear()
         pool = Batcher(scorer, "replica", fill_within_s=0.0)
         gone = asyncio.create_task(answer(pool, request_of(range(100))))
+        assert pool.stuck_s == 0
         while pool.num_waiting in (0, 100):
             await asyncio.sleep(0)
+        while not (stuck_s := pool.stuck_s):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert pool.stuck_s > stuck_s, "a batch that does not end is seen to grow old"
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         assert pool.num_waiting == 0
         scorer.may_go.set()
         assert found(await answer(pool, request_of([7]))) == [7]
         assert sum(map(len, scorer.batches)) < 20
+        assert pool.stuck_s == 0
 
     asyncio.run(run())
 

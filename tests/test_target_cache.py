@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from workers import storage, target_cache, target_index, target_shards
 from workers.rows import RowId
 from workers.target_cache import TargetCache, targets_folder
-from workers.target_sources import CachedSource, VerifiedSource
+from workers.target_sources import CachedSource
 from workers.targets_protocol import (
     CACHE,
     MIXED,
@@ -26,7 +26,6 @@ from workers.targets_protocol import (
     TargetRequest,
     TargetSource,
     TargetSpec,
-    TeacherUnavailableError,
     row_digest,
 )
 
@@ -447,12 +446,11 @@ def test_who_wants_all_rows_kept_waits_for_a_slow_storage(root, monkeypatch, has
 
 
 class Teachers(TargetSource):
-    """Answers every row in a chunk of its own; `spoilt` rows come with a flipped bit."""
+    """Answers every row in a chunk of its own."""
 
-    def __init__(self, spoilt: Sequence[RowId] = ()) -> None:
+    def __init__(self) -> None:
         self.asked: list[RowId] = []
         self.excluded: list[frozenset[str]] = []
-        self.spoilt = set(spoilt)
 
     def sameness(self) -> str:
         return "class"
@@ -465,8 +463,6 @@ class Teachers(TargetSource):
         for row, tokens in zip(request.rows, request.inputs, strict=True):
             assert tokens.tolist() == [row.source, row.index], "the request is that of its rows"
             chunk = chunk_of([row])
-            if row in self.spoilt:
-                chunk.arrays["odd"][0, 0] ^= 1
             yield Answer(chunk, 0.0)
 
 
@@ -484,7 +480,7 @@ def test_each_row_is_asked_for_once_and_the_rest_is_read(requests, flushes):
     root = f"memory://{uuid.uuid4().hex}"
     teachers = Teachers()
     cache = open_cache(root)
-    source = CachedSource(lambda: cache, VerifiedSource(teachers))
+    source = CachedSource(lambda: cache, teachers)
     seen: set[RowId] = set()
     for rows in requests:
         answers = list(source.ask(request_of(rows), frozenset({"slow"})))
@@ -501,15 +497,3 @@ def test_each_row_is_asked_for_once_and_the_rest_is_read(requests, flushes):
     cache.close()
     assert Counter(teachers.asked) == Counter(seen)
     assert set(teachers.excluded) <= {frozenset({"slow"})}
-
-
-def test_wrong_bytes_are_not_let_through_and_not_kept(root):
-    cache = open_cache(root)
-    source = CachedSource(lambda: cache, VerifiedSource(Teachers(spoilt=ROWS[1:2])))
-    came = []
-    with pytest.raises(TeacherUnavailableError, match=r"^replica sent targets of RowId.*index=12"):
-        for answer in source.ask(request_of(ROWS)):
-            came += answer.chunk.rows
-    cache.close()
-    assert came == ROWS[:1]
-    assert check(open_and_get(root)) == {ROWS[0]}

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 from workers.patience import DEATHS_OF_A_POISONED_ROW, Patience, PoisonedRowError, Suspects
 from workers.rows import RowId
-from workers.targets_protocol import Answer, TargetRequest, TargetSource, TeacherUnavailableError
+from workers.targets_protocol import (
+    Answer,
+    TargetRequest,
+    TargetSource,
+    TeacherUnavailableError,
+    check_digests,
+)
 
 # A replica that failed is asked again only after this, unless there is no other.
 _AVOID_FOR_S = 30.0
@@ -52,7 +58,7 @@ class _Heard(NamedTuple):
 
 
 class PatientSource(TargetSource):
-    """A pool as a `TargetSource`.
+    """A pool as a `TargetSource`; lets no chunk through whose bytes are not those scored.
 
     Args:
         replicas: the pool.
@@ -134,6 +140,7 @@ class PatientSource(TargetSource):
             answers: Any = self._replicas.ask(request, attempt)
             try:
                 for answer in answers:
+                    check_digests(request.spec, answer.chunk)
                     heard.put(_Heard(attempt, answer))
                     if attempt.cancelled:
                         break

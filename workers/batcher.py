@@ -72,6 +72,7 @@ class Batcher:
         self._free = asyncio.Semaphore(_BATCHES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy_until = 0.0
+        self._running_since: dict[int, float] = {}
         self.counters = Counters()
         self._keep(self._run())
 
@@ -79,6 +80,12 @@ class Batcher:
     def num_waiting(self) -> int:
         """Rows that wait for the device."""
         return len(self._queue)
+
+    @property
+    def stuck_s(self) -> float:
+        """How long the oldest batch has been on the device."""
+        started = list(self._running_since.values())
+        return time.perf_counter() - min(started) if started else 0.0
 
     async def score(self, request: TargetRequest) -> AsyncIterator[TargetChunk]:
         """The targets of the request's rows, as they are scored.
@@ -136,7 +143,7 @@ class Batcher:
 
     async def _score(self, batch: "list[tuple[_Asked, int]]") -> None:
         rows = [Row(asked.request, place) for asked, place in batch]
-        began = time.perf_counter()
+        began = self._running_since[id(batch)] = time.perf_counter()
         try:
             # In a thread, so that health checks are answered while the device works.
             scored = await asyncio.to_thread(self._scorer.score_rows, rows)
@@ -145,6 +152,7 @@ class Batcher:
                 asked.parts.put_nowait(error)
             return
         finally:
+            del self._running_since[id(batch)]
             self._free.release()
         now = time.perf_counter()
         busy_s = now - max(began, self._busy_until)

@@ -18,7 +18,7 @@ from workers.sameness import agreed_sameness
 from workers.step_rows import StepRows
 from workers.target_cache import TargetCache
 from workers.target_ledger import ledger_entry
-from workers.target_sources import CachedSource, VerifiedSource
+from workers.target_sources import CachedSource
 from workers.target_stream import Cost, TargetStream
 from workers.targets_protocol import (
     MIXED,
@@ -79,7 +79,7 @@ class HostTargets:
         bytes_per_row = sum(array.nbytes for array in blank.values())
         num_steps, together = _ahead(config, rows.num_rows * bytes_per_row)
         self._stream = TargetStream(
-            CachedSource(lambda: self._cache, MeteredSource(VerifiedSource(source), self._meter)),
+            CachedSource(lambda: self._cache, MeteredSource(source, self._meter)),
             self._request,
             steps,
             rows_per_step=rows.num_rows,

@@ -40,6 +40,7 @@ class TeacherReplica:
         check_same_code(code)
         keep_compiled_programs()
         self._storage_url = job.storage_url
+        self._stuck_after_s = job.config.answer_within_s
         self._quarantined = False
         self._replica = serve.get_replica_context().replica_id.unique_id
         logging.getLogger().addHandler(LogSegments(folder_url, f"teacher-{self._replica}"))
@@ -88,6 +89,15 @@ class TeacherReplica:
     async def sameness(self, route: Route) -> str:
         """The class of this copy's answers."""
         return self._teacher.sameness
+
+    def check_health(self) -> None:
+        """Asked by Serve, which replaces a replica that fails it a few times in a row."""
+        if self._batcher.stuck_s > self._stuck_after_s:
+            raise RuntimeError(
+                f"Replica {self._replica} has had a batch on its device for "
+                f"{self._batcher.stuck_s:.0f} s (teacher.answer_within_s is "
+                f"{self._stuck_after_s:.0f} s)"
+            )
 
     async def _examine_often(self) -> None:
         from workers.canary import examine

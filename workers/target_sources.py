@@ -1,4 +1,4 @@
-"""Around a source of targets: each row is verified, and none is asked for that is stored."""
+"""Around a source of targets: none is asked for that is stored."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,27 +10,7 @@ from workers.targets_protocol import (
     TargetChunk,
     TargetRequest,
     TargetSource,
-    TargetSpec,
-    TeacherUnavailableError,
-    row_digest,
 )
-
-
-class VerifiedSource(TargetSource):
-    """Lets no chunk through whose bytes are not those that were scored."""
-
-    def __init__(self, source: TargetSource):
-        self._source = source
-
-    def sameness(self) -> str:
-        return self._source.sameness()
-
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
-        for answer in self._source.ask(request, exclude):
-            _check_digests(request.spec, answer.chunk)
-            yield answer
 
 
 class CachedSource(TargetSource):
@@ -65,12 +45,3 @@ class CachedSource(TargetSource):
             for answer in self._source.ask(request.only(missing), exclude):
                 cache.put(answer.chunk)
                 yield answer
-
-
-def _check_digests(spec: TargetSpec, chunk: TargetChunk) -> None:
-    for index, (row, digest) in enumerate(zip(chunk.rows, chunk.digests, strict=True)):
-        arrays = {name: array[index] for name, array in chunk.arrays.items()}
-        if row_digest(spec, row, arrays) != digest:
-            raise TeacherUnavailableError(
-                f"{chunk.origin} sent targets of {row} that are not those it scored"
-            )

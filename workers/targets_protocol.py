@@ -144,6 +144,16 @@ class TeacherUnavailableError(RuntimeError):
         self.replica, self.died = replica, died
 
 
+def check_digests(spec: TargetSpec, chunk: TargetChunk) -> None:
+    """Raises TeacherUnavailableError unless the bytes are those that were scored."""
+    for index, (row, digest) in enumerate(zip(chunk.rows, chunk.digests, strict=True)):
+        arrays = {name: array[index] for name, array in chunk.arrays.items()}
+        if row_digest(spec, row, arrays) != digest:
+            raise TeacherUnavailableError(
+                f"{chunk.origin} sent targets of {row} that are not those it scored", chunk.origin
+            )
+
+
 class OtherClassError(RuntimeError):
     """A replica of another class than the one whose answers the run uses."""
 
