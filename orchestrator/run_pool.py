@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from configs.run import RunConfig
+from configs.run import ClusterConfig, RunConfig
+from configs.topology import slice_topology
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.pool_members import needs_of
 from orchestrator.shared_pool import SharedPool
@@ -51,6 +52,7 @@ def make_pool(spec: LaunchSpec, config: RunConfig, say: Callable[..., None]) -> 
         config=config.teacher,
         row_length=config.data.row_length,
         compute_dtype=config.compute_dtype,
+        not_on=_students_slices(config.cluster),
     )
     app = _app(spec, config)
     pool = config.teacher.pool
@@ -62,6 +64,13 @@ def make_pool(spec: LaunchSpec, config: RunConfig, say: Callable[..., None]) -> 
 def pool_apps(spec: LaunchSpec, config: RunConfig) -> list[str]:
     """The Serve applications that the run's students ask; none where it needs no teachers."""
     return group_apps(_app(spec, config), config.teacher) if config.teacher else []
+
+
+def _students_slices(cluster: ClusterConfig) -> str | None:
+    """Ray's name of the kind of slices that the students train on."""
+    if cluster.accelerator == "cpu":
+        return None
+    return slice_topology(cluster.accelerator, cluster.topology or "").pod_type
 
 
 def _app(spec: LaunchSpec, config: RunConfig) -> str:

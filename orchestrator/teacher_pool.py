@@ -137,7 +137,7 @@ class TeacherPool:
             ),
             # Enough for every student host to have all its prefetched steps asked for.
             max_ongoing_requests=1024,
-            ray_actor_options=_actor_options(config),
+            ray_actor_options=_actor_options(config, self._job.not_on),
             health_check_period_s=5,
             # A replica that says nothing at all is replaced after the third time.
             health_check_timeout_s=min(max(config.answer_within_s, 2.0), 10.0),
@@ -146,8 +146,11 @@ class TeacherPool:
         return deployment.bind(self._job, self._folder_url, self._code)
 
 
-def _actor_options(config: TeacherConfig) -> dict[str, Any]:
+def _actor_options(config: TeacherConfig, not_on: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {"num_cpus": config.cpus_per_replica}
+    if not_on is not None:
+        # A slice that students have lost for a moment must be free when they come back.
+        options["label_selector"] = {"ray.io/tpu-pod-type": f"!{not_on}"}
     if config.tpus_per_replica:
         return {**options, "resources": {"TPU": config.tpus_per_replica}}
     if config.gpus_per_replica:

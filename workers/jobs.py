@@ -47,6 +47,8 @@ class TeacherJob:
     compute_dtype: str
     num_devices: int = 1
     """Devices of its host over which a copy is sharded."""
+    not_on: str | None = None
+    """Ray's name of the TPU slices (`v4-16`) that are the students'."""
 
 
 @dataclasses.dataclass(frozen=True)
