@@ -70,9 +70,7 @@ class InProcessSource(TargetSource):
     def sameness(self) -> str:
         return self._teacher.sameness
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         for chunk in self._teacher.score(request):
             yield Answer(chunk, 0.0)
 

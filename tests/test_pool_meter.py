@@ -23,9 +23,7 @@ class Pool(TargetSource):
     def sameness(self) -> str:
         return "class"
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         for place, row in enumerate(request.rows):
             arrays = {"x": np.zeros((1, 10), np.uint8)}
             origin, fill = ("a", 1.0) if place < 3 else ("b", 0.5)

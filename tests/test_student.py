@@ -128,9 +128,7 @@ class Beside(TargetSource):
     def sameness(self) -> str:
         return self._teacher.sameness
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         self.asked += request.rows
         for chunk in self._teacher.score(request):
             yield Answer(chunk, 0.0)
@@ -236,9 +234,7 @@ def test_a_wait_for_a_teacher_begins_when_the_step_before_is_done(storage, facts
     done[0].set()
 
     class Late(Beside):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             assert done[next(steps)].wait(60)
             return super().ask(request)
 

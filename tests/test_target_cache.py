@@ -450,16 +450,12 @@ class Teachers(TargetSource):
 
     def __init__(self) -> None:
         self.asked: list[RowId] = []
-        self.excluded: list[frozenset[str]] = []
 
     def sameness(self) -> str:
         return "class"
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         self.asked += request.rows
-        self.excluded.append(exclude)
         for row, tokens in zip(request.rows, request.inputs, strict=True):
             assert tokens.tolist() == [row.source, row.index], "the request is that of its rows"
             chunk = chunk_of([row])
@@ -483,7 +479,7 @@ def test_each_row_is_asked_for_once_and_the_rest_is_read(requests, flushes):
     source = CachedSource(lambda: cache, teachers)
     seen: set[RowId] = set()
     for rows in requests:
-        answers = list(source.ask(request_of(rows), frozenset({"slow"})))
+        answers = list(source.ask(request_of(rows)))
         origins = {row: a.chunk.origin for a in answers for row in a.chunk.rows}
         assert origins == {row: CACHE if row in seen else "replica" for row in rows}
         for answer in answers:
@@ -496,4 +492,3 @@ def test_each_row_is_asked_for_once_and_the_rest_is_read(requests, flushes):
             cache.flush()
     cache.close()
     assert Counter(teachers.asked) == Counter(seen)
-    assert set(teachers.excluded) <= {frozenset({"slow"})}

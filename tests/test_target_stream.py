@@ -64,9 +64,7 @@ class Source:
     def sameness(self) -> str:
         return "class"
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         with self._lock:
             number = len(self.asked)
             self.asked.append(request.rows)
@@ -125,9 +123,7 @@ def test_a_source_that_dies_in_any_way_gives_the_same_bytes(failures, prefetch_s
 
 def test_each_step_costs_its_share_of_the_chunks():
     class Busy(Source):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             for answer in [*super().ask(request)] * 2:  # what comes twice counts once
                 rows = answer.chunk.rows
                 chunk = dataclasses.replace(answer.chunk, busy_s=3.0 * len(rows))
@@ -154,9 +150,7 @@ def test_a_retry_asks_only_for_the_rows_that_have_not_come():
 
 def test_an_answer_that_ends_early_is_asked_again():
     class EndsEarly(Source):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             yield next(super().ask(request))
 
     events: list = []
@@ -177,9 +171,7 @@ class Held(Source):
         self.let = threading.Semaphore(0)
         self.num_answered = 0
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         answers = list(super().ask(request))
         assert self.let.acquire(timeout=LONG_S)
         yield from answers
@@ -212,9 +204,7 @@ def test_steps_are_taken_in_order_whichever_answer_comes_first():
     late, arrived = threading.Event(), threading.Event()
 
     class FirstIsLate(Source):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             if request.rows[0].index == 0:
                 assert late.wait(LONG_S)
             yield from super().ask(request)
@@ -247,9 +237,7 @@ def test_a_step_is_there_before_the_rest_of_its_request():
     let = threading.Event()
 
     class Pauses(Source):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             for number, answer in enumerate(super().ask(request)):
                 assert number < 3 or let.wait(LONG_S)
                 yield answer
@@ -272,9 +260,7 @@ def test_a_failure_names_the_step_it_holds_up_and_fails_those_behind_it():
     assert [len(rows) for rows in source.asked[:3]] == [15, 9, 9]
 
     class Refuses(Source):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             yield from list(super().ask(request))[:3]
             raise ValueError("another teacher")
 
@@ -329,9 +315,7 @@ def test_a_teacher_that_answers_in_between_is_waited_for(monkeypatch):
 
 def test_a_refused_request_is_not_repeated():
     class Refuses(Source):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             with self._lock:
                 self.asked.append(request.rows)
             raise ValueError("another teacher")
@@ -347,9 +331,7 @@ def test_a_refused_request_is_not_repeated():
 
 def test_a_chunk_of_other_rows_is_an_error():
     class Confused(Source):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             return super().ask(request_of(request.rows[0].index // NUM_ROWS + 1))
 
     stream = open_stream(Confused(), prefetch_steps=1)
@@ -413,9 +395,7 @@ class Away(Source):
         super().__init__()
         self.back = threading.Event()
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         if request.rows[0].index >= NUM_ROWS and not self.back.is_set():
             raise TeacherUnavailableError("there is none")
         yield from super().ask(request)
@@ -439,9 +419,7 @@ def test_without_a_teacher_steps_go_on_with_labels_and_with_targets_when_it_is_b
 
 def test_rows_that_came_are_used_although_the_rest_is_given_up(monkeypatch):
     class HalfAway(Source):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             if request.rows[0] == request_of(0).rows[0]:
                 yield next(super().ask(request))
                 came.set()
@@ -461,9 +439,7 @@ def test_a_poisoned_row_is_named_and_trained_on_its_label():
     poisoned = request_of(1).rows[3]
 
     class Dies(Source):
-        def ask(
-            self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-        ) -> Iterator[Answer]:
+        def ask(self, request: TargetRequest) -> Iterator[Answer]:
             harmless = [place for place, row in enumerate(request.rows) if row != poisoned]
             yield from super().ask(request.only(harmless))
             if len(harmless) < len(request.rows):

@@ -77,9 +77,7 @@ class PatientSource(TargetSource):
     def sameness(self) -> str:
         return self._replicas.sameness()
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         """As `TargetSource.ask`.
 
         Raises:
@@ -93,15 +91,15 @@ class PatientSource(TargetSource):
                 poisoned = PoisonedRowError(part.rows[0], deaths)
                 continue
             alone = deaths == DEATHS_OF_A_POISONED_ROW - 1
-            yield from self._ask_part(dataclasses.replace(part, alone=alone), exclude)
+            yield from self._ask_part(dataclasses.replace(part, alone=alone))
         if poisoned is not None:
             raise poisoned
 
-    def _ask_part(self, request: TargetRequest, exclude: frozenset[str]) -> Iterator[Answer]:
+    def _ask_part(self, request: TargetRequest) -> Iterator[Answer]:
         """Answers of one try, or of two; the error of the last one if rows are still missing."""
         heard: queue.SimpleQueue[_Heard] = queue.SimpleQueue()
         missing = dict.fromkeys(request.rows)
-        tries = [self._start(request, exclude | self._avoid(), heard)]
+        tries = [self._start(request, self._avoid(), heard)]
         running, asked_at, hedged = 1, time.monotonic(), False
         try:
             while missing:

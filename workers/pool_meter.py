@@ -64,9 +64,7 @@ class MeteredSource(TargetSource):
     def sameness(self) -> str:
         return self._source.sameness()
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
-        for answer in self._source.ask(request, exclude):
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
+        for answer in self._source.ask(request):
             self._meter.came(answer)
             yield answer

@@ -26,12 +26,10 @@ class CachedSource(TargetSource):
     def sameness(self) -> str:
         return self._source.sameness()
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         cache = self._cache()
         if cache is None:
-            yield from self._source.ask(request, exclude)
+            yield from self._source.ask(request)
             return
         began = time.perf_counter()
         found = cache.get(request.rows)
@@ -42,6 +40,6 @@ class CachedSource(TargetSource):
             )
         missing = [place for place, row in enumerate(request.rows) if row not in found]
         if missing:
-            for answer in self._source.ask(request.only(missing), exclude):
+            for answer in self._source.ask(request.only(missing)):
                 cache.put(answer.chunk)
                 yield answer

@@ -174,13 +174,8 @@ class TargetSource(Protocol):
         """
         ...
 
-    def ask(
-        self, request: TargetRequest, exclude: frozenset[str] = frozenset()
-    ) -> Iterator[Answer]:
+    def ask(self, request: TargetRequest) -> Iterator[Answer]:
         """Chunks in any order; a row that is asked for twice is answered once or twice.
-
-        Args:
-            exclude: replicas that are not to be asked.
 
         Raises:
             TeacherUnavailableError: ask again, for the rows that have not come.
