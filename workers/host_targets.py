@@ -166,7 +166,7 @@ class HostTargets:
         shapes = encoded_shapes(self._codec, job.config.model.vocab_size, width)
         length = job.config.data.row_length
         return wire_view(
-            {name: np.zeros((1, length, *s.shape[2:]), s.dtype) for name, s in shapes.items()}
+            {name: np.zeros((1, length, *s.shape[1:]), s.dtype) for name, s in shapes.items()}
         )
 
 
