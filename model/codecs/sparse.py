@@ -32,8 +32,10 @@ class _SparseCodec(Codec):
         C, V = piece.logits_CV.shape
         if (k := getattr(self, "k", 0)) > V:
             raise ValueError(f"{self.name} asks for {k} of {V} logits: lower k")
-        # Logits are compared for equality: each pass has to see the same bits, not make its own.
-        logits_CV = jax.lax.optimization_barrier(piece.logits_CV / self.temperature)
+        scaled_CV = piece.logits_CV / self.temperature
+        # Logits are compared for equality: each pass has to see the same bits, not make its own,
+        # and no zero below zero, which top_k takes for less and a comparison for equal.
+        logits_CV = jax.lax.optimization_barrier(jnp.where(scaled_CV == 0, 0.0, scaled_CV))
         first = jnp.asarray(piece.first_position, jnp.uint32)
         positions_C = first + jnp.arange(C, dtype=jnp.uint32)
         return self._encode(logits_CV, Places(jnp.asarray(piece.row_key_2), positions_C))
