@@ -12,7 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Int
 
 from model.codecs.base import Codec, Encoded, ScoredPiece, SparseTargets, Unembedding
 from model.codecs.bits import DRAWS, ROUNDING, Places, pack, random_words, unpack
@@ -192,11 +192,13 @@ class HybridCodec(_SparseCodec):
         return SparseTargets(ids_BTM, jnp.concatenate([probs_BTk, weights_BTN], axis=-1))
 
 
-def _unpacked(encoded: Mapping[str, ArrayLike], num_ids: int, vocab_size: int) -> Array:
+def _unpacked(
+    encoded: Mapping[str, ArrayLike], num_ids: int, vocab_size: int
+) -> Int[Array, "B T M"]:
     words_BTW = jnp.asarray(encoded["ids"])
     flat_CM = unpack(words_BTW.reshape(-1, words_BTW.shape[-1]), num_ids, vocab_size)
     return flat_CM.reshape(*words_BTW.shape[:-1], num_ids)
 
 
-def _draw(tail: Tail, sums: BlockSums, places: Places, num: int) -> Array:
+def _draw(tail: Tail, sums: BlockSums, places: Places, num: int) -> Int[Array, "C N"]:
     return draw_ids(tail, sums, random_words(places, DRAWS, 3 * num))
