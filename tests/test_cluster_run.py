@@ -19,7 +19,7 @@ from orchestrator.cluster import SimulatedCluster, simulated_cluster
 from orchestrator.launch import connect, create_run, start_controller
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
-from tests.runs import make_teacher, text_folder, tiny_values
+from tests.runs import tiny_values
 from tests.same_run import assert_same_run
 
 EVERY_STEPS = 8
@@ -32,13 +32,6 @@ def cluster() -> Iterator[SimulatedCluster]:
     with simulated_cluster(2, "2x2x2", "v4", dashboard=True) as running:
         connect(running.address)
         yield running
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("storage")
-    make_teacher(path, text_folder(path))
-    return path
 
 
 @pytest.fixture(scope="module")

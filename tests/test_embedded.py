@@ -16,19 +16,12 @@ import yaml
 
 from orchestrator.history import read_events, read_steps
 from orchestrator.run_folder import RunFolder
-from tests.runs import make_teacher, text_folder, tiny_values
+from tests.runs import tiny_values
 
 # More than any machine gets to: the run goes on until it is told to stop, however fast it is.
 ENDLESS = 10**6
 # After a kill -9, Ray's two agents try to report it for about a minute before they leave.
 SLOW_TO_LEAVE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", None)
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("storage")
-    make_teacher(path, text_folder(path))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ray import serve
 
 from configs.load import parse_run
@@ -15,25 +13,12 @@ from orchestrator.launch import create_run
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.pool_keeper import pool_url
 from orchestrator.run_pool import make_pool
-from tests.distilled_runs import ENDLESS, DistilledRun, embedded_ray, wait_until
-from tests.runs import make_teacher, text_folder, tiny_values
+from tests.distilled_runs import ENDLESS, DistilledRun, wait_until
+from tests.runs import tiny_values
 from tests.same_run import assert_same_run
 from workers.code_identity import code_digest
 
 APP = "shared-teachers-elders"
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("storage")
-    make_teacher(path, text_folder(path))
-    return path
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with embedded_ray() as address:
-        yield address
 
 
 def apps() -> set[str]:

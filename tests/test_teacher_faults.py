@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,8 @@ import pytest
 import ray
 
 from orchestrator import history
-from tests.distilled_runs import ENDLESS, DistilledRun, embedded_ray, wait_until
-from tests.runs import make_teacher, text_folder
+from tests.distilled_runs import ENDLESS, DistilledRun, wait_until
 from tests.same_run import assert_same_run
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("storage")
-    make_teacher(path, text_folder(path))
-    return path
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with embedded_ray() as address:
-        yield address
 
 
 class Run(DistilledRun):
