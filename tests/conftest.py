@@ -1,6 +1,8 @@
 """Set before JAX is imported: eight CPU devices. Array annotations are checked in every test."""
 
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,10 @@ from orchestrator.cpu_devices import cpu_devices
 
 os.environ |= cpu_devices(8)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # tests compile more than they compute
+# What one test or one of its processes compiles the others find, and nobody else does.
+os.environ["STILLHOUSE_CACHE"] = tempfile.mkdtemp(prefix="sh-cache-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["STILLHOUSE_CACHE"] + "/jax"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("WANDB_MODE", "offline")
 
@@ -59,6 +65,11 @@ install_import_hook(
     ],
     f"{annotations.__name__}.checked",
 )
+
+
+def pytest_unconfigure() -> None:
+    # A process of a test may still be writing there.
+    shutil.rmtree(os.environ["STILLHOUSE_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(params=["local", "memory"])
