@@ -17,6 +17,7 @@ import yaml
 from orchestrator.history import read_events, read_steps
 from orchestrator.run_folder import RunFolder
 from tests.runs import tiny_values
+from tests.same_run import assert_same_in_one_process
 
 # More than any machine gets to: the run goes on until it is told to stop, however fast it is.
 ENDLESS = 10**6
@@ -79,28 +80,8 @@ def test_a_run_survives_ctrl_c_and_a_killed_command(storage: Path, temp_dir: Pat
     lines = read_steps(folder.url)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     assert {line["attempt"] for line in lines} == {1, 2, 3}
-    assert_same_in_one_process(storage, folder, temp_dir)
+    assert_same_in_one_process(folder)
     assert list(Path(folder.url, "wandb").rglob("*.wandb")), "W&B mirrors the run offline"
-
-
-def assert_same_in_one_process(storage: Path, folder: RunFolder, temp_dir: Path) -> None:
-    """The same run in one process, in one go and without Ray, has the same losses and state."""
-    lines = read_steps(folder.url)
-    expected_values = values(storage, "reference", len(lines))
-    expected_values["teacher"] |= {"cache_bytes": 0}  # nor does it read what the run has stored
-    reference = storage / "reference.yaml"
-    reference.write_text(yaml.safe_dump(expected_values))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.reference", str(reference)],
-        env=environment(temp_dir),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    expected = read_steps(RunFolder(str(storage), "reference").url)
-    assert [line["loss"].hex() for line in lines] == [line["loss"].hex() for line in expected]
-    assert (folder.status() or {})["digest"] == done.stdout.strip()
 
 
 def check_other_terminals(storage: Path, folder: RunFolder, file: Path, temp_dir: Path) -> None:

@@ -10,22 +10,20 @@ import ray
 
 from orchestrator import history
 from tests.distilled_runs import ENDLESS, DistilledRun, wait_until
-from tests.same_run import assert_same_run
+from tests.same_run import assert_same_in_one_process
 
 
 class Run(DistilledRun):
-    """A run with two teachers."""
+    """A run with two teachers, that goes on until it is stopped."""
 
-    def __init__(self, storage: Path, address: str, name: str, steps: int, **teacher: Any):
-        super().__init__(storage, address, name, steps, **{"replicas": 2, **teacher})
+    def __init__(self, storage: Path, address: str, name: str, **teacher: Any):
+        super().__init__(storage, address, name, ENDLESS, **{"replicas": 2, **teacher})
 
     def teachers(self, num: int) -> list[tuple[str, int]]:
         """Name and process of the replicas, once `num` serve."""
 
         def alive() -> list[tuple[str, int]]:
-            ready = self.events("teacher_ready")
-            named = [(e["who"].removeprefix("teacher-"), e["pid"]) for e in ready]
-            return [(replica, pid) for replica, pid in named if is_actor(replica)]
+            return [(name, pid) for name, pid in ready(self).items() if is_actor(name)]
 
         def serving() -> bool:
             told = self.status().get("teachers", {}).get("replicas")
@@ -33,6 +31,18 @@ class Run(DistilledRun):
 
         wait_until(serving)
         return alive()
+
+
+def ready(run: DistilledRun) -> dict[str, int]:
+    """The replicas that have been ready to serve, in order, and their processes."""
+    events = run.events("teacher_ready")
+    return {event["who"].removeprefix("teacher-"): event["pid"] for event in events}
+
+
+def origins(run: DistilledRun) -> set[str]:
+    """Where a run's targets came from."""
+    lines = history.read_steps(run.folder.url)
+    return {origin for line in lines for origin in line["targets"]["from"]}
 
 
 def actor_name(replica: str) -> str | None:
@@ -70,7 +80,7 @@ def damage(teacher: tuple[str, int]) -> None:
 
 @pytest.fixture(scope="module")
 def disturbed(storage: Path, address: str) -> Run:
-    run = Run(storage, address, "disturbed", ENDLESS)
+    run = Run(storage, address, "disturbed")
     for everybody in (False, True):
         for harm in (kill, hang, damage):
             teachers = run.teachers(2)
@@ -85,12 +95,8 @@ def disturbed(storage: Path, address: str) -> Run:
     return run
 
 
-def test_faults_of_teachers_change_no_bit(disturbed: Run, storage: Path, address: str) -> None:
-    num_steps = len(history.read_steps(disturbed.folder.url))
-    undisturbed = Run(storage, address, "undisturbed", num_steps)
-    undisturbed.end("finished")
-    assert_same_run(disturbed.folder, undisturbed.folder)
-    assert undisturbed.events("teacher_failed") == []
+def test_faults_of_teachers_change_no_bit(disturbed: Run) -> None:
+    assert_same_in_one_process(disturbed.folder)
 
 
 def test_what_happened_to_the_teachers_is_told(disturbed: Run) -> None:
@@ -103,16 +109,26 @@ def test_what_happened_to_the_teachers_is_told(disturbed: Run) -> None:
     assert len(disturbed.events("teacher_ready")) == 2 + 3 * (1 + 2)
     lines = history.read_steps(disturbed.folder.url)
     assert {line["attempt"] for line in lines} == {1}, "no dead teacher costs an attempt"
-    ready = {e["who"].removeprefix("teacher-") for e in disturbed.events("teacher_ready")}
-    assert {origin for line in lines for origin in line["targets"]["from"]} <= ready
+    assert origins(disturbed) <= ready(disturbed).keys()
 
 
-def test_without_teachers_labels_take_over_and_targets_come_back(
-    storage: Path, address: str
-) -> None:
-    run = Run(storage, address, "labels", ENDLESS, labels_after_s=1.0)
+@pytest.fixture(scope="module")
+def bereft(storage: Path, address: str) -> Run:
+    """A run with teachers of two kinds that loses all of them, once each has been asked."""
+    more = [{"name": "more", "replicas": 1, "cpus_per_replica": 0}]
+    run = Run(
+        storage,
+        address,
+        "bereft",
+        replicas=1,
+        sameness="mixed",
+        groups=more,
+        labels_after_s=1.0,
+    )
     teachers = run.teachers(2)
-    run.goes_on()
+    # Labels take over where a machine is so slow that an answer takes a second.
+    wait_until(lambda: origins(run) - {"labels"} == dict(teachers).keys())
+    assert run.events("teacher_failed") == []
     for teacher in teachers:
         kill(teacher)
     wait_until(lambda: bool(run.events("labels_alone")))
@@ -120,19 +136,15 @@ def test_without_teachers_labels_take_over_and_targets_come_back(
     wait_until(lambda: bool(run.events("targets_again")))
     run.goes_on()
     run.stop()
-    lines = history.read_steps(run.folder.url)
+    return run
+
+
+def test_replicas_of_several_kinds_share_the_work(bereft: Run) -> None:
+    first, second, *_ = ready(bereft)
+    assert {first, second} <= origins(bereft)
+
+
+def test_without_teachers_labels_take_over_and_targets_come_back(bereft: Run) -> None:
+    lines = history.read_steps(bereft.folder.url)
     kinds = ["labels" if set(line["targets"]["from"]) == {"labels"} else "" for line in lines]
     assert kinds[0] == kinds[-1] == "" and "labels" in kinds
-
-
-def test_replicas_of_several_kinds_share_the_work(storage: Path, address: str) -> None:
-    more = [{"name": "more", "replicas": 1, "cpus_per_replica": 0}]
-    run = Run(storage, address, "kinds", ENDLESS, replicas=1, sameness="mixed", groups=more)
-    teachers = dict(run.teachers(2))
-
-    def all_asked() -> bool:
-        lines = history.read_steps(run.folder.url)
-        return {name for line in lines for name in line["targets"]["from"]} == teachers.keys()
-
-    wait_until(all_asked)
-    run.stop()
