@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -16,11 +15,9 @@ import yaml
 
 from orchestrator.history import read_events, read_steps
 from orchestrator.run_folder import RunFolder
-from tests.runs import tiny_values
+from tests.distilled_runs import ENDLESS, distilled_values
 from tests.same_run import assert_same_in_one_process
 
-# More than any machine gets to: the run goes on until it is told to stop, however fast it is.
-ENDLESS = 10**6
 # After a kill -9, Ray's two agents try to report it for about a minute before they leave.
 SLOW_TO_LEAVE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", None)
 
@@ -34,22 +31,10 @@ def temp_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(path)
 
 
-def values(storage: Path, name: str, steps: int) -> dict[str, Any]:
-    """A distilled run whose losses do not depend on how many steps it is meant to have."""
-    return tiny_values(storage, name) | {
-        "steps": steps,
-        "optimizer": {"final_lr_ratio": 1.0},
-        "objective": {"kind": "distill"},
-        "teacher": {"checkpoint": "teacher", "rows_per_batch": 4},
-        "checkpoint": {"every_steps": 40},
-        "evaluation": {"enabled": False},
-        "tracking": {"wandb": "offline"},
-    }
-
-
 def test_a_run_survives_ctrl_c_and_a_killed_command(storage: Path, temp_dir: Path) -> None:
     file = storage / "run.yaml"
-    file.write_text(yaml.safe_dump(values(storage, "embedded", ENDLESS)))
+    values = distilled_values(storage, "embedded", ENDLESS)
+    file.write_text(yaml.safe_dump(values | {"tracking": {"wandb": "offline"}}))
     folder = RunFolder(str(storage), "embedded")
     where = ["--storage", str(storage)]
 
