@@ -140,8 +140,12 @@ def wait_until(
 
 def assert_gone(processes: list[psutil.Process]) -> None:
     """Nothing of the embedded Ray is left that could train or hold anything."""
-    _, alive = psutil.wait_procs(processes, timeout=20)
-    assert [name for name in map(name_of, alive) if name not in SLOW_TO_LEAVE] == []
+
+    def left() -> list[str | None]:
+        _, alive = psutil.wait_procs(processes, timeout=0)
+        return [name for name in map(name_of, alive) if name not in SLOW_TO_LEAVE]
+
+    wait_until(lambda: left() == [], timeout_s=20)
 
 
 def name_of(process: psutil.Process) -> str | None:
