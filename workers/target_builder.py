@@ -16,7 +16,7 @@ from workers.step_rows import StepRows
 from workers.student import Finish, Hooks
 from workers.targets_protocol import TargetSource
 
-_OBSTACLES = ("targets_cache_full", "targets_cache_unwritable")
+_OBSTACLES = ("targets_cache_full", "targets_dropped")
 
 
 def build_targets(job: StudentJob, source: TargetSource, hooks: Hooks) -> Finish:
