@@ -2,8 +2,7 @@
 
 import dataclasses
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +13,12 @@ from model.targets import HiddenCodec, encoded_shapes, wire_view
 from workers.checkpoint import read_meta
 from workers.jobs import StudentJob
 from workers.pool_meter import MeteredSource, PoolMeter
-from workers.sameness import agreed_sameness
+from workers.rows import RowId
+from workers.sameness import agree, agreed_sameness
 from workers.step_rows import StepRows
+from workers.stored_classes import StoredClasses, choose_class, find_classes
 from workers.target_cache import TargetCache
+from workers.target_index import ShardIndex
 from workers.target_ledger import ledger_entry
 from workers.target_sources import CachedSource
 from workers.target_stream import Cost, TargetStream
@@ -25,11 +27,8 @@ from workers.targets_protocol import (
     TargetRequest,
     TargetSource,
     TargetSpec,
-    TeacherUnavailableError,
 )
 from workers.teacher import codec_of
-
-_ASK_AGAIN_AFTER_S = 0.5
 
 
 class HostStep(NamedTuple):
@@ -136,18 +135,23 @@ class HostTargets:
     def _sameness(self) -> str:
         if self._config.sameness == MIXED:
             return MIXED
-        deadline = time.monotonic() + self._config.retry_for_s
-        while True:
-            try:
-                return agreed_sameness(self._job.run_url, self._source.sameness)
-            except TeacherUnavailableError as error:
-                if time.monotonic() > deadline:
-                    raise TeacherUnavailableError(
-                        f"No teacher answered within {self._config.retry_for_s:.0f} s "
-                        f"(teacher.retry_for_s); the last try met: {error}"
-                    ) from error
-                if self._closed.wait(_ASK_AGAIN_AFTER_S):
-                    raise
+        while (agreed := agreed_sameness(self._job.run_url)) is None:
+            stored = StoredClasses(self._all_rows, self._stored_rows())
+            choice = choose_class(
+                stored, self._source.sameness, self._config.retry_for_s, self._closed
+            )
+            if agree(self._job.run_url, choice.sameness) and stored.names:
+                self._say("class_chosen", **choice._asdict(), stored=stored.names)
+        return agreed
+
+    def _stored_rows(self) -> dict[str, ShardIndex]:
+        if not self._config.cache_bytes:
+            return {}
+        return find_classes(self._job.storage_url, self._spec_of(""))
+
+    def _all_rows(self) -> Iterator[RowId]:
+        for index in range(self._job.start.step, self._job.config.steps):
+            yield from self._rows.ids_everywhere(index)
 
     def _spec_of(self, sameness: str) -> TargetSpec:
         job = self._job
