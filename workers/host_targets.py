@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from workers.pool_meter import MeteredSource, PoolMeter
 from workers.rows import RowId
 from workers.sameness import agree, agreed_sameness
 from workers.step_rows import StepRows
+from workers.storage import join, write_json
 from workers.stored_classes import StoredClasses, choose_class, find_classes
 from workers.target_cache import TargetCache
 from workers.target_index import ShardIndex
@@ -123,14 +125,15 @@ class HostTargets:
             if self._spec is None:
                 self._spec = self._spec_of(self._sameness())
                 if self._config.cache_bytes:
-                    self._cache = TargetCache(
-                        self._job.storage_url,
-                        self._spec,
-                        self._config.cache_bytes,
-                        self._say,
-                        self._keep_all,
-                    )
+                    self._cache = self._open_cache(self._spec)
             return self._spec
+
+    def _open_cache(self, spec: TargetSpec) -> TargetCache:
+        if self._rows.first_row == 0:  # the first host speaks for the run
+            use = {"key": spec.key, "used_s": time.time()}
+            write_json(join(self._job.run_url, "targets.json"), use)
+        num_bytes = self._config.cache_bytes
+        return TargetCache(self._job.storage_url, spec, num_bytes, self._say, self._keep_all)
 
     def _sameness(self) -> str:
         if self._config.sameness == MIXED:
