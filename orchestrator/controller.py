@@ -210,11 +210,16 @@ class Controller:
         return attempt == self.snapshot.attempt and self.snapshot.state in under_way
 
     def _bounds(self) -> Bounds | None:
-        """Between which the number of teachers follows the need; None where it stays."""
+        """Between which the number of teachers follows the need; None where it stays.
+
+        More than there can be requests on their way would never all be busy.
+        """
         teacher = self._config.teacher
         if teacher is None or teacher.max_replicas is None or self.snapshot.scaling.by_hand:
             return None
-        return Bounds(teacher.min_replicas, teacher.max_replicas)
+        num_requests = layout(self._config).num_hosts * teacher.prefetch_steps
+        high = min(teacher.max_replicas, num_requests)
+        return Bounds(teacher.min_replicas, max(high, teacher.min_replicas))
 
     def _scale(self, teachers: int, reason: str, **seen: Any) -> None:
         before = self.snapshot.teachers

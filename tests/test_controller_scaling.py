@@ -20,7 +20,7 @@ from workers.tally import Tally
 
 
 def config_of(**teacher: Any) -> RunConfig:
-    values = {"checkpoint": "elder", "replicas": 2} | teacher
+    values = {"checkpoint": "elder", "replicas": 2, "prefetch_steps": 8} | teacher
     return make_config(objective={"kind": "distill"}, teacher=values)
 
 

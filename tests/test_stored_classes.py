@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from model.targets import wire_view
 from tests.checkpoints import tiny_config
-from workers import stored_classes
+from workers import step_rows, stored_classes
 from workers.host_targets import HostTargets
 from workers.jobs import StartPoint, StudentJob
 from workers.rows import RowId
@@ -147,6 +148,21 @@ def test_the_first_proposal_is_agreed_on(tmp_path):
     assert agreed_sameness(str(tmp_path)) is None
     assert agree(str(tmp_path), "one") and not agree(str(tmp_path), "other")
     assert agreed_sameness(str(tmp_path)) == "one"
+
+
+def test_the_rows_of_all_hosts_are_those_of_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_rows, "row_at", lambda manifest, weights, seed, at: RowId(seed, at))
+    config = tiny_config(tmp_path, seed=3)
+    num_rows = config.batch.rows
+    parts = (range(num_rows // 2), range(num_rows // 2, num_rows))
+    reader: Any = SimpleNamespace(manifest=None)
+    hosts = [StepRows(reader, config, part) for part in parts]
+    for step in range(3):
+        everywhere = hosts[0].ids_everywhere(step)
+        assert everywhere == hosts[0].ids(step) + hosts[1].ids(step)
+        assert len(set(everywhere)) == num_rows
+    for host in hosts:
+        host.close()
 
 
 # What a run makes of it.

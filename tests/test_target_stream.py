@@ -22,6 +22,7 @@ from workers.targets_protocol import (
     Answer,
     TargetChunk,
     TargetRequest,
+    TargetSource,
     TargetSpec,
     TeacherUnavailableError,
 )
@@ -50,7 +51,7 @@ def expected_targets(step: int) -> np.ndarray:
     return request_of(step).inputs * 0.5
 
 
-class Source:
+class Source(TargetSource):
     """Answers in chunks; ask number n fails as `failures[n]` says, later ones do not.
 
     A failure is the number of chunks that come before it.
@@ -90,6 +91,8 @@ def open_stream(source, **changes) -> TargetStream:
         "labels_after_s": None,
         "blank": wire_view({"half": np.zeros((1, 2), np.float32)}),
     } | changes
+    together = settings["steps_per_request"]
+    settings["steps_per_request"] = together if callable(together) else lambda: together
     return TargetStream(
         source,
         request_of,
@@ -376,7 +379,7 @@ def test_a_row_that_comes_twice_in_a_request_is_asked_for_once():
         range(2),
         rows_per_step=NUM_ROWS,
         prefetch_steps=2,
-        steps_per_request=2,
+        steps_per_request=lambda: 2,
         retry_for_s=LONG_S,
         labels_after_s=None,
         blank={},

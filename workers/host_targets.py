@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from configs.run import TeacherConfig
+from configs.requests import steps_together
 from model.targets import HiddenCodec, encoded_shapes, wire_view
 from workers.checkpoint import read_meta
 from workers.jobs import StudentJob
@@ -78,14 +78,16 @@ class HostTargets:
         self._cache: TargetCache | None = None
         blank = self._blank_row()
         bytes_per_row = sum(array.nbytes for array in blank.values())
-        num_steps, together = _ahead(config, rows.num_rows * bytes_per_row)
+        # At least one step, however large.
+        room = max(config.prefetch_bytes // (rows.num_rows * bytes_per_row), 1)
+        self._prefetch_steps = min(config.prefetch_steps, room)
         self._stream = TargetStream(
             CachedSource(lambda: self._cache, MeteredSource(source, self._meter)),
             self._request,
             steps,
             rows_per_step=rows.num_rows,
-            prefetch_steps=num_steps,
-            steps_per_request=together,
+            prefetch_steps=self._prefetch_steps,
+            steps_per_request=self._steps_per_request,
             retry_for_s=config.retry_for_s,
             labels_after_s=None if keep_all else config.labels_after_s,
             blank=blank,
@@ -114,6 +116,15 @@ class HostTargets:
         if event == "teacher_retry":
             self._meter.retried()
         self._say(event, **details)
+
+    def _steps_per_request(self) -> int:
+        return steps_together(
+            self._config,
+            rows_per_step=self._rows.num_rows,
+            prefetch_steps=self._prefetch_steps,
+            num_hosts=max(self._job.config.batch.rows // self._rows.num_rows, 1),
+            replicas=self._source.num_replicas(),
+        )
 
     def _request(self, index: int) -> TargetRequest:
         request = self._rows.request(index, self._agreed_spec())
@@ -175,10 +186,3 @@ class HostTargets:
         return wire_view(
             {name: np.zeros((1, length, *s.shape[2:]), s.dtype) for name, s in shapes.items()}
         )
-
-
-def _ahead(config: TeacherConfig, bytes_per_step: int) -> tuple[int, int]:
-    """Steps that may be on their way at once, and in one request: at least one, however large."""
-    room = max(config.prefetch_bytes // bytes_per_step, 1)
-    num_steps = min(config.prefetch_steps, room)
-    return num_steps, min(config.steps_per_request, num_steps)
