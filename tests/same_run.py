@@ -5,11 +5,20 @@ from orchestrator.run_folder import RunFolder
 
 
 def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
-    """Every step once, the same targets and losses bit for bit, and the same final state."""
-    lines, expected = history.read_steps(folder.url), history.read_steps(other.url)
+    """The same steps, and the same final state."""
+    assert_same_steps(folder.url, other.url)
+    assert (folder.status() or {})["digest"] == (other.status() or {})["digest"]
+
+
+def assert_same_steps(url: str, other_url: str) -> None:
+    """Every step once, with the same targets and losses bit for bit.
+
+    Args:
+        url: the run's folder.
+    """
+    lines, expected = history.read_steps(url), history.read_steps(other_url)
     assert [line["step"] for line in lines] == list(range(1, len(expected) + 1))
     for name in ("loss", "kd_loss", "ce_loss", "grad_norm"):
         assert [line[name].hex() for line in lines] == [line[name].hex() for line in expected]
     told, wanted = ([line["targets"]["digest"] for line in each] for each in (lines, expected))
     assert told == wanted
-    assert (folder.status() or {})["digest"] == (other.status() or {})["digest"]

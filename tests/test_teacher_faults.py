@@ -122,24 +122,6 @@ def test_what_happened_to_the_teachers_is_told(disturbed: Run) -> None:
     assert {origin for line in lines for origin in line["targets"]["from"]} <= ready
 
 
-def test_without_teachers_labels_take_over_and_targets_come_back(
-    storage: Path, address: str
-) -> None:
-    run = Run(storage, address, "labels", ENDLESS, labels_after_s=1.0)
-    teachers = run.teachers(2)
-    run.goes_on()
-    for teacher in teachers:
-        kill(teacher)
-    wait_until(lambda: bool(run.events("labels_alone")))
-    run.goes_on()
-    wait_until(lambda: bool(run.events("targets_again")))
-    run.goes_on()
-    run.stop()
-    lines = history.read_steps(run.folder.url)
-    kinds = ["labels" if set(line["targets"]["from"]) == {"labels"} else "" for line in lines]
-    assert kinds[0] == kinds[-1] == "" and "labels" in kinds
-
-
 def test_replicas_of_several_kinds_share_the_work(storage: Path, address: str) -> None:
     more = [{"name": "more", "replicas": 1, "cpus_per_replica": 0}]
     run = Run(storage, address, "kinds", ENDLESS, replicas=1, sameness="mixed", groups=more)
