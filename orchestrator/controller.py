@@ -10,7 +10,7 @@ from typing import Any
 from configs.checks import layout
 from configs.run import RunConfig
 from orchestrator.catalogue import steps_to_delete
-from orchestrator.fault_policy import FaultKind, GiveUp, cause, decide
+from orchestrator.fault_policy import HUNG, Failure, FaultKind, GiveUp, cause, decide
 from orchestrator.run_state import (
     TRANSITIONS,
     Action,
@@ -23,6 +23,7 @@ from orchestrator.run_state import (
     Evaluated,
     EvaluationFailed,
     Event,
+    Hung,
     KillAttempt,
     Observed,
     Prepared,
@@ -62,6 +63,7 @@ class Controller:
             Stepped: self._on_stepped,
             AttemptFinished: self._on_finished,
             AttemptFailed: self._on_failed,
+            Hung: self._on_hung,
             Committed: self._on_committed,
             Evaluated: self._on_evaluated,
             EvaluationFailed: self._on_evaluation_failed,
@@ -129,6 +131,13 @@ class Controller:
         self._use(kind)
         self._set(relaunch_at_s=now_s + decision.after_s)
         self._go(State.RECOVERING)
+
+    def _on_hung(self, event: Hung, now_s: float) -> None:
+        if not self._is_alive(event.attempt):
+            return
+        self._actions.append(KillAttempt(event.attempt))
+        failure = Failure(None, (HUNG,), event.reason)
+        self._on_failed(AttemptFailed(event.attempt, (failure,)), now_s)
 
     def _on_committed(self, event: Committed, now_s: float) -> None:
         self._set(steps=event.steps)
