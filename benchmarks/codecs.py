@@ -26,7 +26,14 @@ import numpy as np
 from benchmarks.figures import Figure, show, tell
 from model.config import MODEL_PRESETS
 from model.flops import training_flops
-from model.targets import Codec, SparseTargets, bytes_per_token, make_codec, row_key
+from model.targets import (
+    Codec,
+    ScoredPiece,
+    SparseTargets,
+    bytes_per_token,
+    make_codec,
+    row_key,
+)
 from model.transformer import hidden_states, init_params, unembed
 
 VOCABULARY = 256_000
@@ -100,12 +107,18 @@ def _error(codec: Codec) -> Error:
     logits_TV = -EXPONENTS[:, None] * np.log1p(ranks)
     noise_TV = np.random.default_rng(1).normal(0, 1, logits_TV.shape)
     p_TV, q_TV = _softmax(logits_TV), _softmax(0.5 * logits_TV + noise_TV)
-    encode = jax.jit(lambda logits, key: codec.decode(codec.encode(logits, key), VOCABULARY))
-    logits_1TV = jnp.asarray(logits_TV[None], jnp.float32)
+
+    @jax.jit
+    def targets_of(row: ScoredPiece) -> Any:
+        encoded = {name: array[None] for name, array in codec.encode(row).items()}
+        return codec.decode(encoded, VOCABULARY)
+
+    teacher_TV = jnp.asarray(logits_TV, jnp.float32)
     sum_TV = np.zeros_like(p_TV)
     divergences, angles, squares = [], [], []
     for seed in range(NUM_SEEDS):
-        targets_TV = _dense(encode(logits_1TV, row_key(seed, 0, 0)[None]), q_TV)
+        row = ScoredPiece(teacher_TV, row_key(seed, 0, 0))
+        targets_TV = _dense(targets_of(row), q_TV)
         sum_TV += targets_TV
         divergences.append(_kl(targets_TV, p_TV))
         squares.append(np.square(targets_TV - p_TV).sum())
@@ -156,21 +169,15 @@ def _times(preset: str, num_layers: int, shape: tuple[int, int]) -> tuple[float,
     x_BTD = hidden(*inputs)
     output = _compiled(lambda params, x: unembed(params, model, x), params, x_BTD)
     # Peaked as a trained teacher's, which fresh parameters are not.
-    logits_1TV = 8 * output(params, x_BTD)[:1]
-    key = row_key(0, 0, 0)[None]
-    encodings = {
-        name: _compiled(codec.encode, logits_1TV, key, x_BTD[:1]) for name, codec in CODECS.items()
-    }
+    row = ScoredPiece(8 * output(params, x_BTD)[0], row_key(0, 0, 0), x_BTD[0])
+    encodings = {name: _compiled(codec.encode, row) for name, codec in CODECS.items()}
     turns: list[dict[str, float]] = []
     for _ in range(TURNS):
         taken = {
             "hidden states": _seconds(hidden, *inputs),
             "output": _seconds(output, params, x_BTD),
         }
-        taken |= {
-            f"encode {name}": _seconds(each, logits_1TV, key, x_BTD[:1])
-            for name, each in encodings.items()
-        }
+        taken |= {f"encode {name}": _seconds(each, row) for name, each in encodings.items()}
         turns.append(taken)
     median = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
     layers_s = median["hidden states"] * whole.num_layers / num_layers

@@ -86,17 +86,18 @@ class ScriptedTeacher:
 def _random_targets(job: TeacherJob) -> dict[str, np.ndarray]:
     """The wire arrays of one row, as the job's codec makes them of random logits."""
     import jax
+    import jax.numpy as jnp
 
-    from model.targets import row_key, wire_view
+    from model.targets import ScoredPiece, row_key, wire_view
     from workers.checkpoint import read_meta
     from workers.teacher import codec_of
 
     model = read_meta(job.checkpoint_url).model
     rng = np.random.default_rng(0)
-    logits_1TV = rng.normal(0, 3, (1, job.row_length, model.vocab_size)).astype(np.float32)
-    x_1TD = np.zeros((1, job.row_length, model.width), np.float32)
-    encoded = jax.jit(codec_of(job.config).encode)(logits_1TV, row_key(0, 0, 0)[None], x_1TD)
-    return {name: array[0] for name, array in wire_view(encoded).items()}
+    logits_TV = rng.normal(0, 3, (job.row_length, model.vocab_size))
+    x_TD = jnp.zeros((job.row_length, model.width))
+    row = ScoredPiece(jnp.asarray(logits_TV, jnp.float32), row_key(0, 0, 0), x_TD)
+    return wire_view(jax.jit(codec_of(job.config).encode)(row))
 
 
 class ScriptedReplica(TeacherReplica):

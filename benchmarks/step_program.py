@@ -59,7 +59,7 @@ def step_and_shapes(config: RunConfig, mesh: Mesh) -> tuple[TrainStep, StepShape
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
     mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
     encoded = {
-        name: jax.ShapeDtypeStruct((*shape, *array.shape[2:]), array.dtype, sharding=rows)
+        name: jax.ShapeDtypeStruct((*shape, *array.shape[1:]), array.dtype, sharding=rows)
         for name, array in encoded_shapes(codec, config.model.vocab_size).items()
     }
     state = jax.tree.map(

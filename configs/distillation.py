@@ -170,8 +170,8 @@ class TeacherConfig(Section):
     steps_per_request: int = changeable(
         1,
         ge=1,
-        description="Steps that a host asks for in one request: more cost the host less, fewer "
-        "spread the work over more replicas. At most `prefetch_steps`.",
+        description="Most steps that a host asks for in one request: more cost the host less. It "
+        "asks for fewer where its requests would not reach all replicas. At most `prefetch_steps`.",
     )
     cpus_per_replica: float = changeable(1.0, ge=0, description="CPUs that Ray books per replica.")
     tpus_per_replica: int = changeable(

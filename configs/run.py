@@ -124,9 +124,33 @@ class FaultConfig(Section):
     host_died: int = changeable(10, ge=0, description="Student hosts or slices lost.")
     preempted: int = changeable(100, ge=0, description="Slices taken back by the cloud.")
     driver_died: int = changeable(10, ge=0, description="Losses of the actor driving an attempt.")
+    host_hung: int = changeable(10, ge=0, description="Attempts that the watchdog has ended.")
     evaluator_died: int = changeable(10, ge=0, description="Losses of the evaluation actor.")
     no_capacity: int = changeable(20, ge=0, description="Attempts that found no room to start.")
     unknown: int = changeable(3, ge=0, description="Errors of no known kind.")
+
+
+class WatchdogConfig(Section):
+    """How long the students may go without progress before they are ended and started again."""
+
+    start_within_s: float = changeable(
+        3600.0, gt=0, description="From an attempt's launch to its first step: machines, state."
+    )
+    compile_within_s: float = changeable(
+        3600.0, gt=0, description="An attempt's first step, with the compilation of its program."
+    )
+    step_times: float = changeable(
+        20.0, gt=1, description="A step may take so many times the longest of the last hundred."
+    )
+    step_at_least_s: float = changeable(
+        120.0, gt=0, description="A step may take this long, however short the others were."
+    )
+    checkpoint_within_s: float = changeable(
+        1800.0, gt=0, description="What a checkpoint may hold up the training."
+    )
+    silent_within_s: float = changeable(
+        120.0, gt=0, description="From one sign of life of the first host to its next."
+    )
 
 
 class RunConfig(Section):
@@ -177,6 +201,9 @@ class RunConfig(Section):
         default=None, description="Weights or a run to start from."
     )
     faults: FaultConfig = Field(default=FaultConfig(), description="Budgets for faults.")
+    watchdog: WatchdogConfig = Field(
+        default=WatchdogConfig(), description="When students count as hung."
+    )
 
     @field_validator("model", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ themselves stand in `model.codecs`.
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from model.codecs.base import (
     Encoded,
     FullTargets,
     HiddenTargets,
-    RowKeys,
+    ScoredPiece,
     SparseTargets,
     Targets,
     Unembedding,
@@ -34,7 +34,7 @@ __all__ = [
     "FullTargets",
     "HiddenCodec",
     "HiddenTargets",
-    "RowKeys",
+    "ScoredPiece",
     "SparseTargets",
     "Targets",
     "Unembedding",
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _KINDS = (HybridCodec, TopKCodec, SampledCodec, Gemma3Codec, HiddenCodec, FullCodec)
-CODECS: dict[str, type[Codec]] = {codec.kind: codec for codec in _KINDS}
+CODECS: dict[str, Callable[..., Codec]] = {codec.kind: codec for codec in _KINDS}
 
 
 def make_codec(kind: str, **params: int | float | str) -> Codec:
@@ -67,20 +67,22 @@ def make_codec(kind: str, **params: int | float | str) -> Codec:
 def encoded_shapes(
     codec: Codec, vocab_size: int, width: int | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one row of one position, as `codec` encodes it.
+    """Shapes of one encoded position, [1, …].
 
     Args:
         width: the teacher's, which decides what hidden states take.
 
     Raises:
-        ValueError: hidden states of no known width.
+        ValueError: hidden states of no known width, or as `Codec.encode`.
     """
     if width is None and isinstance(codec, HiddenCodec):
         raise ValueError("hidden states take bytes by the teacher's width: give width")
-    logits_BTV = jax.ShapeDtypeStruct((1, 1, vocab_size), jnp.float32)
-    row_keys_B = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
-    x_BTD = jax.ShapeDtypeStruct((1, 1, width or 1), jnp.bfloat16)
-    return jax.eval_shape(codec.encode, logits_BTV, row_keys_B, x_BTD)
+    return jax.eval_shape(
+        lambda *piece: codec.encode(ScoredPiece(*piece)),
+        jax.ShapeDtypeStruct((1, vocab_size), jnp.float32),
+        jax.ShapeDtypeStruct((2,), jnp.uint32),
+        jax.ShapeDtypeStruct((1, width or 1), jnp.bfloat16),
+    )
 
 
 def bytes_per_token(codec: Codec, vocab_size: int, width: int | None = None) -> int:

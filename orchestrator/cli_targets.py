@@ -26,10 +26,10 @@ def targets() -> None:
 @targets.command(name="list")
 @storage_option
 def list_command(storage: str) -> None:
-    """What is stored, by key: a codec, a teacher, a data set and a seed."""
-    from orchestrator.targets import targets_table
+    """What is stored, by key: a codec, a teacher, a data set, a seed and a class of teachers."""
+    from orchestrator.targets import targets_list
 
-    console.print(targets_table(absolute(storage)))
+    console.print(targets_list(absolute(storage)))
 
 
 @targets.command()
@@ -87,3 +87,23 @@ def remove(key: str, yes: bool, storage: str) -> None:
     if not yes:
         click.confirm(f"Remove all targets {key} below {absolute(storage)}?", abort=True)
     remove_targets(absolute(storage), key)
+
+
+@targets.command()
+@click.option(
+    "--keep-bytes", required=True, type=click.IntRange(min=0), help="How much may stay, at most."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@storage_option
+def prune(keep_bytes: int, yes: bool, storage: str) -> None:
+    """Removes what was used least recently, whole keys, until the rest fits.
+
+    Targets of runs under way stay. A run that needs removed ones asks its teachers again.
+    """
+    from orchestrator.targets import prune_targets
+
+    def confirm(question: str) -> None:
+        if not yes:
+            click.confirm(question, abort=True)
+
+    prune_targets(absolute(storage), keep_bytes, confirm, console)

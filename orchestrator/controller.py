@@ -10,7 +10,7 @@ from typing import Any
 from configs.checks import layout
 from configs.run import RunConfig
 from orchestrator.catalogue import steps_to_delete
-from orchestrator.fault_policy import FaultKind, GiveUp, cause, decide
+from orchestrator.fault_policy import HUNG, Failure, FaultKind, GiveUp, cause, decide
 from orchestrator.run_state import (
     TRANSITIONS,
     Action,
@@ -23,6 +23,7 @@ from orchestrator.run_state import (
     Evaluated,
     EvaluationFailed,
     Event,
+    Hung,
     KillAttempt,
     Observed,
     Prepared,
@@ -62,6 +63,7 @@ class Controller:
             Stepped: self._on_stepped,
             AttemptFinished: self._on_finished,
             AttemptFailed: self._on_failed,
+            Hung: self._on_hung,
             Committed: self._on_committed,
             Evaluated: self._on_evaluated,
             EvaluationFailed: self._on_evaluation_failed,
@@ -129,6 +131,13 @@ class Controller:
         self._use(kind)
         self._set(relaunch_at_s=now_s + decision.after_s)
         self._go(State.RECOVERING)
+
+    def _on_hung(self, event: Hung, now_s: float) -> None:
+        if not self._is_alive(event.attempt):
+            return
+        self._actions.append(KillAttempt(event.attempt))
+        failure = Failure(None, (HUNG,), event.reason)
+        self._on_failed(AttemptFailed(event.attempt, (failure,)), now_s)
 
     def _on_committed(self, event: Committed, now_s: float) -> None:
         self._set(steps=event.steps)
@@ -210,11 +219,16 @@ class Controller:
         return attempt == self.snapshot.attempt and self.snapshot.state in under_way
 
     def _bounds(self) -> Bounds | None:
-        """Between which the number of teachers follows the need; None where it stays."""
+        """Between which the number of teachers follows the need; None where it stays.
+
+        More than there can be requests on their way would never all be busy.
+        """
         teacher = self._config.teacher
         if teacher is None or teacher.max_replicas is None or self.snapshot.scaling.by_hand:
             return None
-        return Bounds(teacher.min_replicas, teacher.max_replicas)
+        num_requests = layout(self._config).num_hosts * teacher.prefetch_steps
+        high = min(teacher.max_replicas, num_requests)
+        return Bounds(teacher.min_replicas, max(high, teacher.min_replicas))
 
     def _scale(self, teachers: int, reason: str, **seen: Any) -> None:
         before = self.snapshot.teachers

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from configs.checks import layout
 from configs.run import RunConfig
 from orchestrator import catalogue, run_state
 from orchestrator.controller import Controller
@@ -23,6 +24,9 @@ from orchestrator.run_pool import make_pool
 from orchestrator.run_state import Snapshot, State
 from orchestrator.student_pulse import StudentPulse
 from orchestrator.tracking import TrackingPart
+from orchestrator.watchdog import Watch
+from workers.host_watch import STACKS, hosts_with_stacks
+from workers.phases import Doing
 from workers.record import EventWriter, LogSegments
 from workers.student_host import NAMESPACE, controller_name
 from workers.tally import Tally
@@ -45,6 +49,7 @@ class ControllerActor:
         self._events = EventWriter(self._folder.url, f"controller-{self._life}")
         self._config: RunConfig = self._folder.config()
         self._pulse = StudentPulse()
+        self._watch = Watch(self._config.watchdog)
         self._looked_at_s = self._renewed_at_s = 0.0
         self._pool = make_pool(spec, self._config, self._events.say)
         self._tracking = TrackingPart(self._folder.url, self._config, spec)
@@ -58,13 +63,17 @@ class ControllerActor:
         self._take_up()
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
-    def heartbeat(self, attempt: int, line: dict[str, Any], tally: Tally) -> int:
-        """From the first student host: its newest line, and sums over all its lines.
+    def heartbeat(self, attempt: int, line: dict[str, Any], tally: Tally, doing: Doing) -> int:
+        """From the first student host: its newest line, sums over all its lines, what it does.
 
         The answer is 1 to ask it to stop.
         """
-        self._pulse.beat(attempt, line, tally)
+        self._pulse.beat(attempt, line, tally, doing)
         return int(self._machine.snapshot.stop_asked)
+
+    def busy(self, attempt: int) -> None:
+        """From any student host: it does what may take longer than a step, others may wait."""
+        self._pulse.busy(attempt)
 
     def state(self) -> str:
         """The run's state."""
@@ -143,7 +152,7 @@ class ControllerActor:
         if snapshot.state in (State.STARTING, State.TRAINING, State.STOPPING):
             if self._pulse.line(snapshot.attempt):
                 events.append(run_state.Stepped(snapshot.attempt))
-            events += self._attempt.poll(snapshot.attempt)
+            events += self._attempt.poll(snapshot.attempt) or self._look_for_hang(snapshot)
         if snapshot.evaluating is not None:
             events += self._evaluation.poll()
         if self._pool is not None:
@@ -153,6 +162,19 @@ class ControllerActor:
                 serving = self._pool.serving()
                 events.append(run_state.Observed(snapshot.attempt, steps, serving))
         return events
+
+    def _look_for_hang(self, snapshot: Snapshot) -> list[run_state.Event]:
+        attempt = snapshot.attempt
+        reason = self._watch.look(attempt, self._pulse.signs(attempt), time.monotonic())
+        # A gang that is to stop has a time of its own for it.
+        if reason is None or snapshot.state is State.STOPPING:
+            return []
+        written = hosts_with_stacks(self._folder.url, attempt)
+        missing = sorted(set(range(layout(self._config).num_hosts)) - set(written))
+        reason += f"; in {STACKS}/ are those of hosts {written}"
+        if missing:
+            reason += f", and none of hosts {missing}: look at these first"
+        return [run_state.Hung(attempt, reason)]
 
     def _look_for_steps(self) -> list[run_state.Event]:
         steps = tuple(catalogue.committed_steps(self._folder.url))

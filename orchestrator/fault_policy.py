@@ -14,6 +14,7 @@ class FaultKind(enum.StrEnum):
     """Kinds of fault, each with a budget of its own."""
 
     HOST_DIED = "host_died"
+    HOST_HUNG = "host_hung"
     PREEMPTED = "preempted"
     DRIVER_DIED = "driver_died"
     EVALUATOR_DIED = "evaluator_died"
@@ -60,6 +61,8 @@ _DEATHS = {
 }
 DRIVER_DIED = "AttemptDriverDied"
 """Error type of an attempt whose own actor is gone."""
+HUNG = "AttemptHung"
+"""Error type of an attempt that the watchdog has ended."""
 
 _PREEMPTIONS = {"PreemptionError", "NodePreemptedError"}
 _CAPACITY = {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
@@ -83,6 +86,7 @@ _USER = {
 _PASSING = {"ConnectionError", "TimeoutError"}
 _ORDER = [
     ({DRIVER_DIED}, FaultKind.DRIVER_DIED),
+    ({HUNG}, FaultKind.HOST_HUNG),
     (_PREEMPTIONS, FaultKind.PREEMPTED),
     (_USER, FaultKind.USER_ERROR),
     (_DEATHS, FaultKind.HOST_DIED),

@@ -28,9 +28,11 @@ _SHOWN_EVENTS = {
     "pool_changed": "pool {pool}: {before} → {replicas} teachers for {members} runs",
     "scaling_effect": "with {teachers} teachers the student waits {stall_share:.0%} of its time, "
     "before {stall_share_before:.0%}",
+    "class_chosen": "targets are those of teachers of the class {sameness}: {reason}",
     "targets_damaged": "stored targets are damaged and asked for again: {shard}: {reason}",
     "targets_cache_full": "further targets are not stored: {reason}",
-    "targets_cache_unwritable": "targets cannot be stored in {folder}: {reason}",
+    "targets_cache_unwritable": "targets wait to be stored in {folder}: {reason}",
+    "targets_dropped": "targets of {rows} rows are not stored: {reason}",
     "targets_cache_unreadable": "stored targets cannot be read from {folder}: {reason}",
     "teacher_hedged": "replica {replica} is late: {rows} rows were asked of another one too",
     "teacher_failed": "replica {replica} failed with {rows} rows to go ({reason})",

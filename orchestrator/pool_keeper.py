@@ -12,6 +12,7 @@ import ray
 from orchestrator.pool_members import Members
 from orchestrator.ray_calls import start_actor
 from orchestrator.teacher_groups import GroupedPool
+from orchestrator.teacher_pool import num_serving
 from workers.jobs import TeacherJob
 from workers.record import EventWriter, LogSegments
 from workers.storage import join
@@ -99,7 +100,7 @@ class PoolKeeper:
             members=len(self._members),
             wanted=wanted,
             replicas=self._states,
-            serving=self._states.get("RUNNING", 0) * replicas // max(wanted, 1),
+            serving=num_serving(self._states) * replicas // max(wanted, 1),
         )
 
     def _run(self) -> None:

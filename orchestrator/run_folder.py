@@ -98,6 +98,10 @@ class RunFolder:
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         write_json(join(self.url, "evaluations", f"{evaluation['step']:08d}.json"), evaluation)
 
+    def targets(self) -> dict[str, Any] | None:
+        """The key of the run's stored targets, and when an attempt last began to use it."""
+        return self._read("targets.json")
+
     def tracking(self) -> dict[str, Any]:
         """How far the W&B mirror has come."""
         return self._read("tracking.json") or {"step": 0, "evaluated": []}

@@ -86,6 +86,14 @@ class AttemptFailed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Hung:
+    """The gang is there, but makes no progress."""
+
+    attempt: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Committed:
     """The complete checkpoints on storage."""
 
@@ -141,6 +149,7 @@ Event = (
     | Stepped
     | AttemptFinished
     | AttemptFailed
+    | Hung
     | Committed
     | Evaluated
     | EvaluationFailed

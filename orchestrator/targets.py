@@ -1,8 +1,8 @@
 """Stored targets as users see them: what there is, whether it is sound, and having it made."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -10,32 +10,56 @@ from configs.load import parse_run
 from configs.run import RunConfig
 from orchestrator.follow import follow, is_under_way
 from orchestrator.launch import LaunchError, run_folder
+from orchestrator.prune_targets import keys_in_use, to_prune
 from orchestrator.recipe import launch_and_follow
 from workers.target_store import (
     Damage,
+    Stored,
     describe_targets,
     find_damage,
     remove_targets,
     stored_keys,
 )
+from workers.targets_protocol import TargetSpec
 
 MISSING = "–"
 
 
-def targets_table(storage_url: str) -> Table:
-    """One row per key below a storage path."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("key", "codec", "teacher", "data set", "seed", "rows", "bytes", "damaged"):
-        table.add_column(name, overflow="fold")
+def targets_list(storage_url: str) -> Group:
+    """What is stored: the classes of each teacher, codec, data set and seed."""
+    groups: dict[str, list[Stored]] = {}
     for key in stored_keys(storage_url):
         stored = describe_targets(storage_url, key)
-        spec = stored.spec
-        names = [MISSING] * 4
-        if spec is not None:
-            names = [spec.codec, spec.teacher_digest, spec.dataset_digest, str(spec.seed)]
+        groups.setdefault(_heading(stored.spec), []).append(stored)
+    if not groups:
+        return Group(Text(f"No targets are stored below {storage_url}"))
+    parts: list[Text | Table] = []
+    for heading, keys in sorted(groups.items()):
+        parts += [Text(heading), _classes_table(keys), Text()]
+    return Group(*parts[:-1])
+
+
+def _heading(spec: TargetSpec | None) -> str:
+    if spec is None:
+        return "of unknown origin: spec.json is missing or damaged"
+    return (
+        f"{spec.codec}, seed {spec.seed}\n"
+        f"teacher {spec.teacher_digest}\ndata set {spec.dataset_digest}"
+    )
+
+
+def _classes_table(keys: Sequence[Stored]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("key", no_wrap=True)
+    table.add_column("class", overflow="fold")
+    for name in ("rows", "bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("damaged", no_wrap=True)
+    for stored in keys:
+        sameness = MISSING if stored.spec is None else stored.spec.sameness
         damaged = f"{stored.num_damaged} files" if stored.num_damaged else ""
         numbers = [f"{stored.num_rows:,}", f"{stored.num_bytes:,}", damaged]
-        table.add_row(*map(Text, (key, *names, *numbers)))
+        table.add_row(*map(Text, (stored.key, sameness, *numbers)))
     return table
 
 
@@ -63,6 +87,29 @@ def verify_targets(
             console.print(f"{key} is sound", highlight=False)
         found += of_key
     return found
+
+
+def prune_targets(
+    storage_url: str, keep_bytes: int, confirm: Callable[[str], None], console: Console
+) -> None:
+    """Removes whole keys until at most `keep_bytes` are left; those of runs under way stay.
+
+    Args:
+        confirm: asked before anything is removed; raises to end it.
+    """
+    keys = keys_in_use(storage_url)
+    chosen = to_prune(keys, keep_bytes)
+    for key in chosen:
+        console.print(f"{key.key} {key.num_bytes:,} bytes, {key.last_use}", highlight=False)
+    if chosen:
+        confirm(f"Remove these targets below {storage_url}?")
+    for key in chosen:
+        remove_targets(storage_url, key.key)
+    left_bytes = sum(key.num_bytes for key in keys if key not in chosen)
+    console.print(f"{len(chosen)} keys are removed, {left_bytes:,} bytes stay", highlight=False)
+    if left_bytes > keep_bytes:
+        runs = sorted({run for key in keys for run in key.under_way})
+        console.print(f"The rest is used by runs under way: {', '.join(runs)}", highlight=False)
 
 
 def check_key(storage_url: str, key: str) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -16,6 +17,10 @@ from workers.serve_teacher import DEPLOYMENT, TeacherReplica
 from workers.teacher_router import TeacherRouter
 
 _TRIES = 10
+# A replica that is to go answers what it was asked for so long at most. That comes off the notice
+# of 30 s or so that a cloud gives, in which another replica has to start.
+_ANSWERS_TO_THE_END_S = 10.0
+_SERVING = ("RUNNING", "PENDING_MIGRATION")
 # Serve registers modules while it takes in a deployment, which two threads must not do at once.
 _deploying = threading.Lock()
 
@@ -27,6 +32,11 @@ def app_name(run_id: str, shared_pool: str | None = None) -> str:
         shared_pool: the pool that the run shares, if it has none of its own.
     """
     return f"teachers-{run_id}" if shared_pool is None else f"shared-teachers-{shared_pool}"
+
+
+def num_serving(states: Mapping[str, int]) -> int:
+    """Of replicas by state. One that waits for its substitute, as its node is to go, serves."""
+    return sum(states.get(state, 0) for state in _SERVING)
 
 
 class TeacherPool:
@@ -77,7 +87,7 @@ class TeacherPool:
 
     def serving(self) -> int:
         """How many replicas serve."""
-        return self.status().get("RUNNING", 0)
+        return num_serving(self.status())
 
     def remove(self) -> None:
         """Takes the application down and returns when it is gone."""
@@ -141,7 +151,8 @@ class TeacherPool:
             health_check_period_s=5,
             # A replica that says nothing at all is replaced after the third time.
             health_check_timeout_s=min(max(config.answer_within_s, 2.0), 10.0),
-            graceful_shutdown_timeout_s=0,
+            graceful_shutdown_timeout_s=min(config.answer_within_s, _ANSWERS_TO_THE_END_S),
+            graceful_shutdown_wait_loop_s=0.2,
         )(self._replica)
         return deployment.bind(self._job, self._folder_url, self._code)
 

@@ -1,6 +1,7 @@
 """Inputs of the chunked loss, and what it has to be equal to: plain formulas in float64."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -151,28 +152,37 @@ def _plain_logits(x, embedding, softcap):
 
 def ours(case: Case, targets, label_weight, objective=FORWARD, **options):
     """(sums, (gradient in x, gradient in the embedding)) of `chunked_loss`."""
+    arrays = (case.x, case.embedding, case.labels, case.mask, targets, label_weight)
+    return _ours(*arrays, model=case.model, objective=objective, **options)
 
-    def loss(x, embedding, targets, label_weight):
-        sums = sums_of(case, x, embedding, targets, label_weight, objective, **options)
+
+# One program for all cases of the same sizes and objective.
+@partial(jax.jit, static_argnames=("model", "objective", "mesh", "chunk_tokens"))
+def _ours(x, embedding, labels, mask, targets, label_weight, **options):
+    def loss(x, embedding):
+        sums = chunked_loss(x, embedding, labels, mask, targets, label_weight, **options)
         return sums.loss, sums
 
-    (_, sums), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
-        case.x, case.embedding, targets, label_weight
-    )
+    (_, sums), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, embedding)
     return sums, gradients
 
 
-def expected(case: Case, targets, label_weight, objective=FORWARD):
-    """The same of `plain_sums`, in float64."""
+def expected(case: Case, targets, label_weight, objective=FORWARD, compiled=False):
+    """The same of `plain_sums`, in float64.
+
+    Args:
+        compiled: as a whole, which is sooner for sizes that come once; else operation by
+            operation, which cases of the same sizes share.
+    """
 
     def loss(x, embedding, targets):
         sums = plain_sums(case, x, embedding, targets, label_weight, objective)
         return sums.loss, sums
 
+    compute = jax.value_and_grad(loss, (0, 1), has_aux=True)
     with jax.enable_x64(True):
-        (_, sums), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
-            *widened((case.x, case.embedding, targets))
-        )
+        arrays = jax.tree.map(jnp.asarray, widened((case.x, case.embedding, targets)))
+        (_, sums), gradients = (jax.jit(compute) if compiled else compute)(*arrays)
         return jax.tree.map(np.asarray, (sums, gradients))
 
 

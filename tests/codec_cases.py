@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.targets import row_key
+from model.targets import ScoredPiece, row_key
 
 
 def keys(count, seed=0):
@@ -14,8 +14,9 @@ def keys(count, seed=0):
 
 
 @partial(jax.jit, static_argnums=0)
-def encode(codec, logits, row_keys):
-    return codec.encode(logits, row_keys)
+def encode(codec, logits, row_keys, x=None):
+    """What the codec makes of whole rows, each a piece."""
+    return jax.vmap(lambda *row: codec.encode(ScoredPiece(*row)))(logits, row_keys, x)
 
 
 def zipf_logits(V, seed=0):

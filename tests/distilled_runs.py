@@ -37,6 +37,18 @@ def embedded_ray() -> Iterator[str]:
     changed.undo()
 
 
+def distilled_values(storage: Path, name: str, steps: int, **teacher: Any) -> dict[str, Any]:
+    """A distilled run whose losses do not depend on how many steps it is meant to have."""
+    return tiny_values(storage, name) | {
+        "steps": steps,
+        "optimizer": {"final_lr_ratio": 1.0},
+        "objective": {"kind": "distill"},
+        "teacher": {"checkpoint": "teacher", "rows_per_batch": 4, **teacher},
+        "checkpoint": {"every_steps": 40},
+        "evaluation": {"enabled": False},
+    }
+
+
 class DistilledRun:
     """A distilled run without a cache, so that every row is asked of the pool.
 
@@ -56,22 +68,8 @@ class DistilledRun:
         seed: int = 0,
         **teacher: Any,
     ):
-        values = tiny_values(storage, name) | {
-            "steps": steps,
-            "seed": seed,
-            "optimizer": {"final_lr_ratio": 1.0},
-            "objective": {"kind": "distill"},
-            "teacher": {
-                "checkpoint": "teacher",
-                "rows_per_batch": 4,
-                "cpus_per_replica": 0,
-                "answer_within_s": 3.0,
-                "cache_bytes": 0,
-                **teacher,
-            },
-            "checkpoint": {"every_steps": 40},
-            "evaluation": {"enabled": False},
-        }
+        asked = {"cpus_per_replica": 0, "answer_within_s": 3.0, "cache_bytes": 0, **teacher}
+        values = distilled_values(storage, name, steps, **asked) | {"seed": seed}
         self.folder = RunFolder(str(storage), name)
         self._process: subprocess.Popen[bytes] | None = None
         if apart:

@@ -9,33 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.cache import LayerCache, empty_cache, extend, visible_slots
-from model.config import ModelConfig
-from model.execution import DEFAULT
-from model.transformer import continue_texts, hidden_states, init_params, unembed
-
-
-def small_config(num_layers=2, window=5, **changes):
-    """Two query heads on each key-value head, local layers that soon forget."""
-    sizes = {"width": 16, "feed_forward": 24, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
-    limits = {"vocab_size": 48, "context_length": 64}
-    return ModelConfig(num_layers=num_layers, window=window, **(sizes | limits | changes))
-
-
-def random_params(config, seed=0):
-    """Large layers and a small embedding: what comes next depends on more than the last token."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    params = jax.tree.map(lambda leaf: 0.4 * rng.standard_normal(leaf.shape, np.float32), shapes)
-    return params | {"embedding": 0.2 * params["embedding"]}
-
-
-@partial(jax.jit, static_argnames=("config", "how"))
-def logits_at_once(params, config, tokens_BT, how=DEFAULT):
-    """Float32 [B, T, V] of one pass over whole texts, without a cache."""
-    segments_BT = jnp.ones_like(tokens_BT)
-    positions_BT = jnp.cumsum(segments_BT, axis=1) - 1
-    x_BTD = hidden_states(params, config, tokens_BT, segments_BT, positions_BT, how)
-    return unembed(params, config, x_BTD)
+from model.transformer import continue_texts, unembed
+from tests.small_models import logits_at_once, random_params, small_config
 
 
 @partial(jax.jit, static_argnames="config")

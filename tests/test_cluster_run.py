@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from orchestrator.cluster import SimulatedCluster, simulated_cluster
 from orchestrator.launch import connect, create_run, start_controller
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
-from tests.runs import make_teacher, text_folder, tiny_values
+from tests.distilled_runs import ENDLESS, wait_until
+from tests.runs import tiny_values
 from tests.same_run import assert_same_run
 
 EVERY_STEPS = 8
-# More than any machine gets to: a run goes on until it is told to stop, however fast it is.
-ENDLESS = 10**6
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +30,6 @@ def cluster() -> Iterator[SimulatedCluster]:
     with simulated_cluster(2, "2x2x2", "v4", dashboard=True) as running:
         connect(running.address)
         yield running
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("storage")
-    make_teacher(path, text_folder(path))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +176,6 @@ def config(storage: Path, name: str, steps: int) -> RunConfig:
 
 def status(folder: RunFolder) -> dict[str, Any]:
     return folder.status() or {}
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the cluster did not get there"
-        time.sleep(0.2)
 
 
 def wait_for_end(folder: RunFolder, end: State) -> None:

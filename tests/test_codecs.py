@@ -182,6 +182,16 @@ def test_only_tokens_of_some_probability_outside_the_head_are_drawn(values, code
         assert not set(ids[:k]) & set(ids[k:])
 
 
+@pytest.mark.parametrize("codec", [HybridCodec(3, 8), TopKCodec(3), SampledCodec(8)])
+def test_zeros_of_either_sign_are_one_logit(codec):
+    """A sort tells them apart and a comparison does not: a token between would be in no part."""
+    signed = np.full((1, 1, 200), -0.0, np.float32)
+    signed[..., 1::2] = 0.0
+    found, expected = (encode(codec, jnp.asarray(z), keys(1)) for z in (signed, np.abs(signed)))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
 def test_small_probabilities_are_drawn_as_often_as_they_should():
     """Tokens of 2e-7 each at a large vocabulary: a running sum over all would lose them."""
     V, T = 100_000, 512

@@ -1,29 +1,25 @@
-"""The run's state machine: each edge of its table, and what a run lives through."""
+"""The run's state machine: each edge of its table, stop, and a run taken up again."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from configs.load import parse_run
-from orchestrator.controller import MAX_WAITING_EVALUATIONS, STOP_WITHIN_S
+from orchestrator.controller import STOP_WITHIN_S
 from orchestrator.recipe import _reopen
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import (
     TRANSITIONS,
     Broken,
     Committed,
-    Delete,
     Evaluate,
     Evaluated,
-    EvaluationFailed,
     Event,
     KillAttempt,
     Prepared,
     Release,
     Say,
-    ScaleAsked,
     SetTeachers,
     Snapshot,
     StartAttempt,
@@ -40,7 +36,6 @@ from tests.controller_bench import (
     Bench,
     failed,
     finished,
-    make_config,
     of,
     round_trip,
     said,
@@ -101,13 +96,6 @@ def test_a_run_from_beginning_to_end():
     assert bench.snapshot.evaluated == {2: 3.0, 4: 2.0}
     assert bench.snapshot.digest == "p-o"
     assert bench.snapshot.reason is None
-
-
-def test_without_evaluation_the_end_of_training_is_the_end():
-    bench = Bench(make_config(evaluation={"enabled": False}))
-    bench.feed(Prepared(FACTS), Stepped(1), Committed((2, 4)), finished(1))
-    assert bench.state is State.FINISHED
-    assert not of(Evaluate, bench.actions)
 
 
 def test_no_teachers_are_set_where_there_are_none():
@@ -180,130 +168,6 @@ def test_a_run_that_ends_while_stopping_is_judged_and_finishes():
     assert bench.state is State.FINISHED
 
 
-# Faults.
-
-
-def test_a_dead_host_is_outlived_at_once_and_then_after_a_pause():
-    bench = Bench()
-    bench.feed(Prepared(FACTS), Stepped(1))
-    assert of(StartAttempt, bench.feed(failed(1))) == [StartAttempt(2)]
-    assert not of(StartAttempt, bench.feed(failed(2), at_s=2000))
-    assert bench.state is State.RECOVERING
-    assert not of(StartAttempt, bench.feed(Ticked(), at_s=2000.5))
-    assert of(StartAttempt, bench.feed(Ticked(), at_s=2001.0)) == [StartAttempt(3)]
-    assert bench.snapshot.used == {"host_died": 2}
-
-
-def test_a_spent_budget_ends_the_run_and_says_which():
-    bench = Bench(make_config(faults={"host_died": 1}))
-    bench.feed(Prepared(FACTS), failed(1), failed(2))
-    assert bench.state is State.FAILED
-    assert "faults.host_died allows 1" in (bench.snapshot.reason or "")
-
-
-def test_a_users_error_ends_the_run_with_the_error():
-    bench = Bench()
-    bench.feed(Prepared(FACTS), failed(1, USER_ERROR))
-    assert bench.state is State.FAILED
-    assert bench.snapshot.reason == USER_ERROR.message
-    assert bench.snapshot.used == {}
-
-
-@pytest.mark.parametrize("late", [Stepped(1), failed(1), finished(1), finished(1, True)])
-def test_what_an_older_attempt_still_says_is_ignored(late: Event):
-    bench = Bench()
-    bench.feed(Prepared(FACTS), failed(1))
-    before = bench.snapshot
-    assert before.attempt == 2
-    assert bench.feed(late) == []
-    assert bench.snapshot == before
-
-
-@pytest.mark.parametrize("late", [Stepped(2), failed(2), finished(2), finished(2, True)])
-def test_an_attempt_that_is_over_ends_only_once(late: Event):
-    bench = Bench()
-    bench.feed(*TO[State.RECOVERING])
-    before = bench.snapshot
-    assert bench.feed(late) == []
-    assert bench.snapshot == before
-
-
-def test_teachers_that_cannot_be_served_do_not_matter_after_training():
-    bench = Bench()
-    bench.feed(*TO[State.EVALUATING])
-    bench.feed(Broken("no teachers"))
-    assert bench.state is State.EVALUATING
-
-
-# Teachers.
-
-
-def test_scaling_before_the_teachers_are_there_is_remembered():
-    bench = Bench()
-    assert not of(SetTeachers, bench.feed(ScaleAsked(5)))
-    assert of(SetTeachers, bench.feed(Prepared(FACTS))) == [SetTeachers(5)]
-    done = bench.feed(Stepped(1), ScaleAsked(1))
-    assert of(SetTeachers, done) == [SetTeachers(1)]
-    assert said("scaled", done) == [{"teachers": 1, "before": 5, "reason": "by hand"}]
-
-
-# Evaluations and what is kept.
-
-
-def test_a_dead_evaluator_costs_its_own_budget_and_never_the_run():
-    bench = Bench(make_config(faults={"evaluator_died": 2}))
-    bench.feed(Prepared(FACTS), Stepped(1))
-    for _ in range(2):
-        bench.feed(Committed((2,)))
-        assert of(Evaluate, bench.feed(EvaluationFailed(2, "gone", retry=True))) == [Evaluate(2)]
-    assert bench.snapshot.used == {"evaluator_died": 2}
-    done = bench.feed(EvaluationFailed(2, "gone", retry=True))
-    assert not of(Evaluate, done)
-    assert bench.state is State.TRAINING
-    assert bench.snapshot.evaluated == {2: None}
-    assert of(Evaluate, bench.feed(Committed((2, 4)))) == [Evaluate(4)]
-    assert of(StartAttempt, bench.feed(failed(1)))
-
-
-def test_a_refused_checkpoint_is_not_tried_again():
-    bench = Bench()
-    done = bench.feed(*TO[State.EVALUATING], EvaluationFailed(4, "damaged", retry=False))
-    assert of(Evaluate, done) == [Evaluate(4)]
-    assert bench.snapshot.evaluated == {4: None}
-    assert bench.snapshot.used == {}
-    assert bench.state is State.FINISHED
-
-
-def test_when_evaluations_fall_behind_the_oldest_are_skipped_aloud():
-    bench = Bench()
-    steps = tuple(range(1, MAX_WAITING_EVALUATIONS + 4))
-    done = bench.feed(Prepared(FACTS), Stepped(1), Committed((1,)), Committed(steps))
-    assert [entry["step"] for entry in said("evaluation_skipped", done)] == [2, 3, 4]
-    # The one under way stays, and what is skipped is no longer pinned.
-    assert bench.snapshot.evaluating == 1
-    assert of(Delete, done) == [Delete(2), Delete(3), Delete(4)]
-
-
-def test_a_checkpoint_waits_for_its_evaluation_before_it_may_go():
-    bench = Bench()
-    done = bench.feed(Prepared(FACTS), Stepped(1), Committed((1, 2, 3, 4)))
-    assert not of(Delete, done)
-    assert of(Delete, bench.feed(Evaluated(1, 9.0))) == []  # the best so far
-    assert of(Delete, bench.feed(Evaluated(2, 1.0))) == [Delete(1)]
-    bench.feed(Evaluated(3, 2.0), Evaluated(4, 2.0))
-    assert bench.snapshot.steps == (2, 3, 4)
-
-
-def test_after_training_nothing_is_left_unjudged():
-    bench = Bench()
-    bench.feed(Prepared(FACTS), Stepped(1), Committed((1, 2, 3)), finished(1))
-    for step in (1, 2):
-        bench.feed(Evaluated(step, 1.0))
-        assert bench.state is State.EVALUATING
-    bench.feed(Evaluated(3, 1.0))
-    assert bench.state is State.FINISHED
-
-
 # A run taken up again.
 
 
@@ -333,16 +197,3 @@ def test_a_resumed_run_goes_on_with_the_next_attempt(tmp_path: Path, facts: dict
         assert again.state is State.PREPARING
         assert of(StartAttempt, again.feed(Prepared(FACTS))) == [StartAttempt(1)]
     assert not again.snapshot.stop_asked
-
-
-def test_attempts_are_numbered_without_gaps():
-    bench = Bench()
-    bench.feed(Prepared(FACTS))
-    for attempt in range(1, 8):
-        at_s = 1000.0 * attempt
-        bench.feed(Stepped(attempt), failed(attempt), Ticked(), at_s=at_s)
-        bench.feed(Ticked(), at_s=at_s + 500)
-    numbers = [action.attempt for action in of(StartAttempt, bench.actions)]
-    assert all(b - a == 1 for a, b in pairwise(numbers))
-    assert numbers[0] == 1
-    assert len(numbers) == 8

@@ -14,9 +14,12 @@ from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import AttemptFinished, Prepared, Snapshot, State
 from tests.runs import tiny_values
-from workers.storage import join, write_json
+from workers.host_watch import stacks_url
+from workers.phases import Doing, Phase
+from workers.storage import join, write_atomic, write_json
 from workers.tally import Tally
 
+STEP = Doing(Phase.STEP, 0.1, 0.1)
 FACTS = {"dataset_digest": "d", "tokenizer_digest": "t"}
 
 
@@ -70,7 +73,12 @@ class World:
         monkeypatch.setattr(controller_actor.threading, "Thread", thread)
         monkeypatch.setattr(controller_actor, "LogSegments", lambda *args: logging.NullHandler())
         values = tiny_values(storage, "run") | {"objective": {"kind": "distill"}}
-        values["teacher"] = {"checkpoint": "elder", "replicas": 2, "max_replicas": 6}
+        values["teacher"] = {
+            "checkpoint": "elder",
+            "replicas": 2,
+            "max_replicas": 6,
+            "prefetch_steps": 8,
+        }
         self.folder = RunFolder(str(storage), "run")
         self.folder.create(parse_run(values, "test"), {"run_id": "run-1"})
         self.spec = LaunchSpec(
@@ -187,7 +195,7 @@ def test_a_command_is_taken_only_once_it_is_remembered(
     world.turn(next_life)
     assert world.remembered().state is State.STOPPING
     assert world.folder.commands() == []
-    assert next_life.heartbeat(1, {}, Tally()) == 1
+    assert next_life.heartbeat(1, {}, Tally(), STEP) == 1
 
 
 def test_commands_are_carried_out_in_order(world: World):
@@ -213,10 +221,10 @@ def test_the_last_checkpoint_is_known_before_the_end_is_taken_in(world: World):
 
 def test_a_heartbeat_makes_it_train_and_shows_its_line(world: World):
     actor = world.life(state=State.STARTING, attempt=2, teachers=2, facts=FACTS)
-    actor.heartbeat(1, {"step": 7}, Tally())  # a student of the attempt before
+    actor.heartbeat(1, {"step": 7}, Tally(), STEP)  # a student of the attempt before
     world.turn(actor)
     assert actor.state() == "starting"
-    assert actor.heartbeat(2, {"step": 9}, Tally()) == 0
+    assert actor.heartbeat(2, {"step": 9}, Tally(), STEP) == 0
     world.turn(actor)
     assert actor.state() == "training"
     status = world.folder.status()
@@ -231,7 +239,7 @@ def test_heartbeats_of_a_student_that_waits_scale_the_pool(world: World):
     def beat(steps: int) -> list[tuple[Any, ...]]:
         """So many steps of 1 s, half of it a wait for two teachers that never rest."""
         tally = Tally(steps, 1.0 * steps, 0.5 * steps, 2.0 * steps)
-        actor.heartbeat(2, {"step": steps}, tally)
+        actor.heartbeat(2, {"step": steps}, tally, STEP)
         return [call for call in world.turn(actor) if call[0] == "pool"]
 
     # The first tally is where this life begins to look; then a window of steps at a time.
@@ -245,6 +253,22 @@ def test_heartbeats_of_a_student_that_waits_scale_the_pool(world: World):
         "pool": None,
         "replicas": {"RUNNING": 2},
     }
+
+
+def test_an_attempt_that_hangs_is_ended_with_a_word_on_its_hosts(world: World):
+    actor = world.life(state=State.TRAINING, attempt=2, teachers=2, facts=FACTS)
+    write_atomic(stacks_url(world.folder.url, 2, 0), b"File student.py")
+    hangs = Doing(Phase.STEP, 131.0, 0.1)
+    actor.heartbeat(2, {"step": 7}, Tally(), hangs)
+    actor.busy(2)  # one host has its reasons
+    world.turn(actor)
+    actor._watch._not_busy_s = 60.0  # and has been silent since
+    done = world.turn(actor)
+    assert ("attempt", "kill", 2) in done and actor.state() in ("recovering", "starting")
+    failed = [e for e in read_events(world.folder.url) if e["event"] == "attempt_failed"]
+    assert [event["kind"] for event in failed] == ["host_hung"]
+    assert "phase `step` for 131 s, where 120 s are allowed" in failed[0]["message"]
+    assert failed[0]["message"].endswith("in stacks/ are those of hosts [0]")
 
 
 def test_the_pool_is_scaled_by_hand_and_then_by_need(world: World):

@@ -20,7 +20,7 @@ from workers.tally import Tally
 
 
 def config_of(**teacher: Any) -> RunConfig:
-    values = {"checkpoint": "elder", "replicas": 2} | teacher
+    values = {"checkpoint": "elder", "replicas": 2, "prefetch_steps": 8} | teacher
     return make_config(objective={"kind": "distill"}, teacher=values)
 
 
@@ -149,3 +149,12 @@ def test_the_bounds_are_those_of_the_configuration():
     bench = training(config)
     assert of(SetTeachers, bench.feed(*[waits()] * UP_WINDOWS)) == [SetTeachers(3)]
     assert bench.snapshot.scaling.needed == 5
+
+
+def test_scaling_before_the_teachers_are_there_is_remembered():
+    bench = Bench()
+    assert not of(SetTeachers, bench.feed(ScaleAsked(5)))
+    assert of(SetTeachers, bench.feed(Prepared(FACTS))) == [SetTeachers(5)]
+    done = bench.feed(Stepped(1), ScaleAsked(1))
+    assert of(SetTeachers, done) == [SetTeachers(1)]
+    assert said("scaled", done) == [{"teachers": 1, "before": 5, "reason": "by hand"}]

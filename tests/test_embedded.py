@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -16,19 +15,11 @@ import yaml
 
 from orchestrator.history import read_events, read_steps
 from orchestrator.run_folder import RunFolder
-from tests.runs import make_teacher, text_folder, tiny_values
+from tests.distilled_runs import ENDLESS, distilled_values
+from tests.same_run import assert_same_in_one_process
 
-# More than any machine gets to: the run goes on until it is told to stop, however fast it is.
-ENDLESS = 10**6
 # After a kill -9, Ray's two agents try to report it for about a minute before they leave.
 SLOW_TO_LEAVE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", None)
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("storage")
-    make_teacher(path, text_folder(path))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +31,10 @@ def temp_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(path)
 
 
-def values(storage: Path, name: str, steps: int) -> dict[str, Any]:
-    """A distilled run whose losses do not depend on how many steps it is meant to have."""
-    return tiny_values(storage, name) | {
-        "steps": steps,
-        "optimizer": {"final_lr_ratio": 1.0},
-        "objective": {"kind": "distill"},
-        "teacher": {"checkpoint": "teacher", "rows_per_batch": 4},
-        "checkpoint": {"every_steps": 40},
-        "evaluation": {"enabled": False},
-        "tracking": {"wandb": "offline"},
-    }
-
-
 def test_a_run_survives_ctrl_c_and_a_killed_command(storage: Path, temp_dir: Path) -> None:
     file = storage / "run.yaml"
-    file.write_text(yaml.safe_dump(values(storage, "embedded", ENDLESS)))
+    values = distilled_values(storage, "embedded", ENDLESS)
+    file.write_text(yaml.safe_dump(values | {"tracking": {"wandb": "offline"}}))
     folder = RunFolder(str(storage), "embedded")
     where = ["--storage", str(storage)]
 
@@ -86,28 +65,8 @@ def test_a_run_survives_ctrl_c_and_a_killed_command(storage: Path, temp_dir: Pat
     lines = read_steps(folder.url)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     assert {line["attempt"] for line in lines} == {1, 2, 3}
-    assert_same_in_one_process(storage, folder, temp_dir)
+    assert_same_in_one_process(folder)
     assert list(Path(folder.url, "wandb").rglob("*.wandb")), "W&B mirrors the run offline"
-
-
-def assert_same_in_one_process(storage: Path, folder: RunFolder, temp_dir: Path) -> None:
-    """The same run in one process, in one go and without Ray, has the same losses and state."""
-    lines = read_steps(folder.url)
-    expected_values = values(storage, "reference", len(lines))
-    expected_values["teacher"] |= {"cache_bytes": 0}  # nor does it read what the run has stored
-    reference = storage / "reference.yaml"
-    reference.write_text(yaml.safe_dump(expected_values))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.reference", str(reference)],
-        env=environment(temp_dir),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    expected = read_steps(RunFolder(str(storage), "reference").url)
-    assert [line["loss"].hex() for line in lines] == [line["loss"].hex() for line in expected]
-    assert (folder.status() or {})["digest"] == done.stdout.strip()
 
 
 def check_other_terminals(storage: Path, folder: RunFolder, file: Path, temp_dir: Path) -> None:
@@ -181,8 +140,12 @@ def wait_until(
 
 def assert_gone(processes: list[psutil.Process]) -> None:
     """Nothing of the embedded Ray is left that could train or hold anything."""
-    _, alive = psutil.wait_procs(processes, timeout=20)
-    assert [name for name in map(name_of, alive) if name not in SLOW_TO_LEAVE] == []
+
+    def left() -> list[str | None]:
+        _, alive = psutil.wait_procs(processes, timeout=0)
+        return [name for name in map(name_of, alive) if name not in SLOW_TO_LEAVE]
+
+    wait_until(lambda: left() == [], timeout_s=20)
 
 
 def name_of(process: psutil.Process) -> str | None:

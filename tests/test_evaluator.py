@@ -11,46 +11,31 @@ import pytest
 from model.tokenizer import Tokenizer
 from model.transformer import hidden_states, unembed
 from tests.checkpoints import fresh_state, save_state, tiny_config
-from tests.runs import VOCAB_SIZE, text_folder
 from workers.checkpoint import load_params
 from workers.evaluator import Evaluation, Evaluator
 from workers.jobs import EvaluationJob
-from workers.preparer import Prepared, prepare, tokenizer_url
+from workers.preparer import Prepared, tokenizer_url
 from workers.rows import BatchArrays, RowReader, batch_arrays
 
 NUM_ROWS = 7
+RUN = "runs/teacher"
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("storage")
-    text_folder(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def facts(storage: Path) -> Prepared:
-    data = tiny_config(storage).data
-    run = str(storage / "run")
-    return prepare(data, VOCAB_SIZE, str(storage), run, None, 1, lambda what, done, total: None)
-
-
-@pytest.fixture(scope="module")
-def urls(storage: Path, facts: Prepared) -> list[str]:
+def urls(text_storage: Path, facts: Prepared) -> list[str]:
     """Two checkpoints of the same run folder: of step 0 and, with other weights, of step 1."""
-    config = tiny_config(storage)
+    config = tiny_config(text_storage)
     states = [fresh_state(config, 0), fresh_state(config, 1)]
     states[1] = states[1]._replace(step=states[1].step + 1)
-    return [
-        save_state(str(storage / "run"), state, config, tokenizer_digest=facts.tokenizer_digest)[0]
-        for state in states
-    ]
+    run, digest = str(text_storage / RUN), facts.tokenizer_digest
+    saved = (save_state(run, state, config, tokenizer_digest=digest) for state in states)
+    return [url for url, _ in saved]
 
 
 @pytest.fixture(scope="module")
-def job(storage: Path, facts: Prepared, urls: list[str]) -> EvaluationJob:
+def job(text_storage: Path, facts: Prepared, urls: list[str]) -> EvaluationJob:
     return EvaluationJob(
-        storage_url=str(storage),
+        storage_url=str(text_storage),
         dataset_digest=facts.dataset_digest,
         tokenizer_url=tokenizer_url(urls[0]),
         max_rows=NUM_ROWS,
@@ -67,9 +52,9 @@ def evaluations(job: EvaluationJob, urls: list[str]) -> list[Evaluation]:
 
 
 @pytest.fixture(scope="module")
-def held_out(storage: Path, facts: Prepared, tmp_path_factory) -> BatchArrays:
+def held_out(text_storage: Path, facts: Prepared, tmp_path_factory) -> BatchArrays:
     cache = str(tmp_path_factory.mktemp("cache"))
-    reader = RowReader.open(str(storage), facts.dataset_digest, "held_out", cache)
+    reader = RowReader.open(str(text_storage), facts.dataset_digest, "held_out", cache)
     assert len(reader.all_ids()) > NUM_ROWS
     return batch_arrays(reader.read(reader.all_ids()[:NUM_ROWS]))
 
@@ -85,8 +70,10 @@ def log_probs(url: str, rows: BatchArrays) -> np.ndarray:
     return np.asarray(compute(rows.inputs, rows.segments, rows.positions), np.float64)
 
 
-def test_loss_and_bits_per_byte_are_those_of_a_direct_sum(storage, evaluations, urls, held_out):
-    tokenizer = Tokenizer.load(storage / "run" / "tokenizer.model")
+def test_loss_and_bits_per_byte_are_those_of_a_direct_sum(
+    text_storage, evaluations, urls, held_out
+):
+    tokenizer = Tokenizer.load(text_storage / RUN / "tokenizer.model")
     for url, evaluation in zip(urls, evaluations, strict=True):
         log_q = log_probs(url, held_out)
         nats, num_bytes, num_tokens = 0.0, 0, 0
@@ -134,8 +121,8 @@ def test_padding_rows_do_not_count(job, urls, evaluations):
     assert found.kl_to_teacher is None
 
 
-def test_a_checkpoint_of_another_tokenizer_is_refused(job, storage, tmp_path):
-    config = tiny_config(storage)
+def test_a_checkpoint_of_another_tokenizer_is_refused(job, text_storage, tmp_path):
+    config = tiny_config(text_storage)
     url, _ = save_state(str(tmp_path), fresh_state(config), config, tokenizer_digest="f" * 64)
     evaluator = Evaluator(dataclasses.replace(job, teacher_url=None))
     with pytest.raises(ValueError, match="trained with tokenizer ffffffffffff, the held-out"):

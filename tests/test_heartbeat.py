@@ -7,8 +7,11 @@ import pytest
 
 from orchestrator.student_pulse import StudentPulse
 from workers import student_host
+from workers.phases import Doing, Phase, Phases
 from workers.student_host import Heartbeat
 from workers.tally import Tally
+
+STEP = Doing(Phase.STEP, 0.1, 0.1)
 
 
 def line(step: int) -> dict[str, Any]:
@@ -19,7 +22,7 @@ def line(step: int) -> dict[str, Any]:
 @pytest.fixture
 def heartbeat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heartbeat]:
     monkeypatch.setattr(student_host, "HEARTBEAT_S", 3600)  # nobody is told
-    beat = Heartbeat("run-1", 1)
+    beat = Heartbeat("run-1", 1, Phases())
     yield beat
     beat.close()
 
@@ -67,18 +70,18 @@ def test_windows_follow_each_other_without_gap_and_within_an_attempt():
     pulse, tallies = StudentPulse(), [Tally()]
     for step in range(20):
         tallies.append(tallies[-1].plus(line(step)))
-    pulse.beat(1, {}, Tally())
+    pulse.beat(1, {}, Tally(), STEP)
     assert pulse.line(1) == {} and pulse.window(1) is None
-    pulse.beat(1, line(0), tallies[0])
+    pulse.beat(1, line(0), tallies[0], STEP)
     assert pulse.line(1) == line(0) and pulse.line(2) == {}
     windows = []
     for step in range(1, 10):
-        pulse.beat(1, line(step), tallies[step])
+        pulse.beat(1, line(step), tallies[step], STEP)
         windows.append(pulse.window(1))
     # Looked at first after step 1; three steps are 6 s.
     whole = Tally(3, 6.0, 1.5, 9.0)
     assert windows == [None, None, None, whole, None, None, whole, None, None]
-    pulse.beat(2, line(4), tallies[1])
+    pulse.beat(2, line(4), tallies[1], STEP)
     assert pulse.window(1) is None and pulse.window(2) is None
-    pulse.beat(2, line(9), tallies[6])
+    pulse.beat(2, line(9), tallies[6], STEP)
     assert pulse.window(2) == Tally(5, 10.0, 2.5, 15.0)

@@ -11,17 +11,9 @@ from configs.load import parse_run
 from configs.run import RunConfig
 from orchestrator.launch import LaunchError, check_address, create_run, find_checkpoint
 from orchestrator.run_folder import RunFolder, list_runs
-from tests.runs import VOCAB_SIZE, make_teacher, text_folder, tiny_values
+from tests.runs import VOCAB_SIZE, tiny_values
 from workers.preparer import prepare
 from workers.storage import write_json
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run `teacher` with checkpoints of steps 2 and 4."""
-    path = tmp_path_factory.mktemp("storage")
-    make_teacher(path, text_folder(path))
-    return path
 
 
 @pytest.fixture(autouse=True)

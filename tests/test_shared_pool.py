@@ -2,11 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ray import serve
 
 from configs.load import parse_run
@@ -15,25 +13,12 @@ from orchestrator.launch import create_run
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.pool_keeper import pool_url
 from orchestrator.run_pool import make_pool
-from tests.distilled_runs import ENDLESS, DistilledRun, embedded_ray, wait_until
-from tests.runs import make_teacher, text_folder, tiny_values
-from tests.same_run import assert_same_run
+from tests.distilled_runs import ENDLESS, DistilledRun, wait_until
+from tests.runs import tiny_values
+from tests.same_run import assert_same_in_one_process
 from workers.code_identity import code_digest
 
 APP = "shared-teachers-elders"
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("storage")
-    make_teacher(path, text_folder(path))
-    return path
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with embedded_ray() as address:
-        yield address
 
 
 def apps() -> set[str]:
@@ -49,33 +34,37 @@ def pool_events(storage: Path, pool: str, name: str) -> list[dict[str, Any]]:
 def test_two_students_share_a_pool_and_learn_what_they_learn_alone(
     storage: Path, address: str
 ) -> None:
-    def start(name: str, seed: int, steps: int, **teacher: Any) -> DistilledRun:
-        # What a run leaves behind is looked for in its own Ray job: two at a time need two.
-        apart = seed == 2
-        return DistilledRun(
-            storage, address, f"{name}-{seed}", steps, apart=apart, seed=seed, **teacher
+    # What a run leaves behind is looked for in its own Ray job: two at a time need two.
+    shared = [
+        DistilledRun(
+            storage,
+            address,
+            f"shared-{seed}",
+            ENDLESS,
+            apart=seed == 2,
+            seed=seed,
+            pool="elders",
         )
-
-    shared = [start("shared", seed, ENDLESS, pool="elders") for seed in (1, 2)]
+        for seed in (1, 2)
+    ]
     wait_until(lambda: all(run.status().get("step") for run in shared))
     # Both are members, and the pool has a replica for each.
     wait_until(lambda: shared[0].status()["teachers"]["replicas"] == {"RUNNING": 2})
     for run in shared:
         run.goes_on()
     assert apps() == {APP}
-    alone = [start("alone", 1, shared[0].stop())]
+    shared[0].stop()
     wait_until(lambda: shared[1].status()["teachers"]["replicas"] == {"RUNNING": 1})
     shared[1].goes_on()
-    alone.append(start("alone", 2, shared[1].stop()))
+    shared[1].stop()
     wait_until(lambda: APP not in apps())
     left = [event["run"] for event in pool_events(storage, "elders", "pool_left")]
     assert left == [run.folder.identity()["run_id"] for run in shared]
     assert len(pool_events(storage, "elders", "teacher_ready")) == 2
     assert len(shared[0].events("pool_joined")) == 1
-    for run, with_another in zip(alone, shared, strict=True):
-        run.end("finished")
-        assert_same_run(with_another.folder, run.folder)
-        assert {line["attempt"] for line in history.read_steps(with_another.folder.url)} == {1}
+    for run in shared:
+        assert_same_in_one_process(run.folder)
+        assert {line["attempt"] for line in history.read_steps(run.folder.url)} == {1}
 
 
 def test_a_keeper_that_dies_is_back_and_takes_the_replicas_up(storage: Path, address: str) -> None:

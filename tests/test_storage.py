@@ -11,11 +11,6 @@ import pytest
 from workers import storage
 
 
-@pytest.fixture(params=["local", "memory"])
-def root(request, tmp_path) -> str:
-    return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-
-
 def test_what_is_written_is_read(root):
     url = storage.join(root, "a", "b.json")
     assert not storage.exists(url)

@@ -60,7 +60,7 @@ def test_a_row_does_not_feel_its_slot_its_neighbours_or_the_pieces(kind, monkeyp
         assert moved.keys() == plain.keys()
         for name, array in moved.items():
             np.testing.assert_array_equal(array.view("u1"), plain[name][order].view("u1"))
-    at_once = codec.encode(unembed(params, model, x)[..., :50], keys(4), x)
+    at_once = encode(codec, unembed(params, model, x)[..., :50], keys(4), x)
     monkeypatch.setattr(rows, "PIECE_LOGITS_BYTES", 4 * 50 * 4)  # pieces of 3, of 6 positions
     in_pieces = encoded([0, 1, 2, 3])
     for name, array in in_pieces.items():
@@ -85,7 +85,7 @@ def test_draws_and_keys_are_pinned():
     """The random numbers are part of the format: caches outlive versions."""
     assert row_key(1, 2, 3).tolist() == [3860511351, 3036371597]
     codec = SampledCodec(6)
-    encoded = codec.encode(jnp.zeros((1, 2, 1000)), row_key(1, 2, 3)[None])
+    encoded = encode(codec, jnp.zeros((1, 2, 1000)), row_key(1, 2, 3)[None])
     assert codec.decode(encoded, 1000).ids_BTM.tolist() == [PINNED_DRAWS]
 
 
@@ -94,14 +94,14 @@ PINNED_DRAWS = [[371, 792, 261, 922, 832, 553], [744, 605, 20, 498, 751, 962]]
 
 def test_random_words_are_those_of_the_paper():
     """Threefry-2x32 with 20 rounds, against JAX's own and one known answer of its authors."""
-    words = random_words(Places(jnp.zeros((1, 2), jnp.uint32), jnp.zeros(1, jnp.uint32)), 0, 2)
+    words = random_words(Places(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32)), 0, 2)
     assert [hex(word) for word in words[0].tolist()] == ["0x6b200159", "0x99ba4efe"]
-    row_keys, positions = keys(3), np.array([0, 5, 2**32 - 1], np.uint32)
-    found = random_words(Places(jnp.asarray(row_keys), jnp.asarray(positions)), 1, 5)
-    for row in range(3):
-        counters = [*[positions[row]] * 3, *((1 << 24) + np.arange(3))]
-        expected = threefry_2x32(jnp.asarray(row_keys[row]), np.array(counters, np.uint32))
-        np.testing.assert_array_equal(found[row], expected[:5])
+    key, positions = jnp.asarray(row_key(1, 2, 3)), np.array([0, 5, 2**32 - 1], np.uint32)
+    found = random_words(Places(key, jnp.asarray(positions)), 1, 5)
+    for place in range(3):
+        counters = [*[positions[place]] * 3, *((1 << 24) + np.arange(3))]
+        expected = threefry_2x32(key, np.array(counters, np.uint32))
+        np.testing.assert_array_equal(found[place], expected[:5])
 
 
 @settings(max_examples=25, deadline=None)
@@ -148,7 +148,7 @@ def test_bytes_of_hidden_states_need_a_width():
 def test_arrays_cross_the_wire_as_unsigned_numbers_and_come_back_equal(kind):
     codec, V = make_codec(kind, **SMALL[kind]), 65_537
     x = jax.random.normal(jax.random.key(1), (2, 3, 8))
-    encoded = jax.jit(codec.encode)(jax.random.normal(jax.random.key(0), (2, 3, V)), keys(2), x)
+    encoded = encode(codec, jax.random.normal(jax.random.key(0), (2, 3, V)), keys(2), x)
     wire = wire_view(encoded)
     assert all(isinstance(a, np.ndarray) and a.dtype.kind == "u" for a in wire.values())
     assert sum(a.nbytes for a in wire.values()) == 6 * bytes_per_token(codec, V, 8)
@@ -202,7 +202,7 @@ def test_wrong_codecs_are_refused(kind, params, message):
 
 def test_a_head_larger_than_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match="asks for 9 of 8 logits: lower k"):
-        make_codec("topk", k=9).encode(jnp.zeros((1, 1, 8)), keys(1))
+        encode(make_codec("topk", k=9), jnp.zeros((1, 1, 8)), keys(1))
 
 
 def test_row_keys_take_64_bits_and_nothing_else():

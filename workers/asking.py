@@ -77,6 +77,9 @@ class PatientSource(TargetSource):
     def sameness(self) -> str:
         return self._replicas.sameness()
 
+    def num_replicas(self) -> int:
+        return max(len(self._replicas.replicas()), 1)
+
     def ask(self, request: TargetRequest) -> Iterator[Answer]:
         """As `TargetSource.ask`.
 

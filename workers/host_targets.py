@@ -3,20 +3,24 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
-from configs.run import TeacherConfig
+from configs.requests import steps_together
 from model.targets import HiddenCodec, encoded_shapes, wire_view
 from workers.checkpoint import read_meta
 from workers.jobs import StudentJob
 from workers.pool_meter import MeteredSource, PoolMeter
-from workers.sameness import agreed_sameness
+from workers.rows import RowId
+from workers.sameness import agree, agreed_sameness
 from workers.step_rows import StepRows
+from workers.storage import join, write_json
+from workers.stored_classes import StoredClasses, choose_class, find_classes
 from workers.target_cache import TargetCache
+from workers.target_index import ShardIndex
 from workers.target_ledger import ledger_entry
 from workers.target_sources import CachedSource
 from workers.target_stream import Cost, TargetStream
@@ -25,11 +29,8 @@ from workers.targets_protocol import (
     TargetRequest,
     TargetSource,
     TargetSpec,
-    TeacherUnavailableError,
 )
 from workers.teacher import codec_of
-
-_ASK_AGAIN_AFTER_S = 0.5
 
 
 class HostStep(NamedTuple):
@@ -77,14 +78,16 @@ class HostTargets:
         self._cache: TargetCache | None = None
         blank = self._blank_row()
         bytes_per_row = sum(array.nbytes for array in blank.values())
-        num_steps, together = _ahead(config, rows.num_rows * bytes_per_row)
+        # At least one step, however large.
+        room = max(config.prefetch_bytes // (rows.num_rows * bytes_per_row), 1)
+        self._prefetch_steps = min(config.prefetch_steps, room)
         self._stream = TargetStream(
             CachedSource(lambda: self._cache, MeteredSource(source, self._meter)),
             self._request,
             steps,
             rows_per_step=rows.num_rows,
-            prefetch_steps=num_steps,
-            steps_per_request=together,
+            prefetch_steps=self._prefetch_steps,
+            steps_per_request=self._steps_per_request,
             retry_for_s=config.retry_for_s,
             labels_after_s=None if keep_all else config.labels_after_s,
             blank=blank,
@@ -114,6 +117,15 @@ class HostTargets:
             self._meter.retried()
         self._say(event, **details)
 
+    def _steps_per_request(self) -> int:
+        return steps_together(
+            self._config,
+            rows_per_step=self._rows.num_rows,
+            prefetch_steps=self._prefetch_steps,
+            num_hosts=max(self._job.config.batch.rows // self._rows.num_rows, 1),
+            replicas=self._source.num_replicas(),
+        )
+
     def _request(self, index: int) -> TargetRequest:
         request = self._rows.request(index, self._agreed_spec())
         return dataclasses.replace(request, student=self._job.run_url)
@@ -124,30 +136,36 @@ class HostTargets:
             if self._spec is None:
                 self._spec = self._spec_of(self._sameness())
                 if self._config.cache_bytes:
-                    self._cache = TargetCache(
-                        self._job.storage_url,
-                        self._spec,
-                        self._config.cache_bytes,
-                        self._say,
-                        self._keep_all,
-                    )
+                    self._cache = self._open_cache(self._spec)
             return self._spec
+
+    def _open_cache(self, spec: TargetSpec) -> TargetCache:
+        if self._rows.first_row == 0:  # the first host speaks for the run
+            use = {"key": spec.key, "used_s": time.time()}
+            write_json(join(self._job.run_url, "targets.json"), use)
+        num_bytes = self._config.cache_bytes
+        return TargetCache(self._job.storage_url, spec, num_bytes, self._say, self._keep_all)
 
     def _sameness(self) -> str:
         if self._config.sameness == MIXED:
             return MIXED
-        deadline = time.monotonic() + self._config.retry_for_s
-        while True:
-            try:
-                return agreed_sameness(self._job.run_url, self._source.sameness)
-            except TeacherUnavailableError as error:
-                if time.monotonic() > deadline:
-                    raise TeacherUnavailableError(
-                        f"No teacher answered within {self._config.retry_for_s:.0f} s "
-                        f"(teacher.retry_for_s); the last try met: {error}"
-                    ) from error
-                if self._closed.wait(_ASK_AGAIN_AFTER_S):
-                    raise
+        while (agreed := agreed_sameness(self._job.run_url)) is None:
+            stored = StoredClasses(self._all_rows, self._stored_rows())
+            choice = choose_class(
+                stored, self._source.sameness, self._config.retry_for_s, self._closed
+            )
+            if agree(self._job.run_url, choice.sameness) and stored.names:
+                self._say("class_chosen", **choice._asdict(), stored=stored.names)
+        return agreed
+
+    def _stored_rows(self) -> dict[str, ShardIndex]:
+        if not self._config.cache_bytes:
+            return {}
+        return find_classes(self._job.storage_url, self._spec_of(""))
+
+    def _all_rows(self) -> Iterator[RowId]:
+        for index in range(self._job.start.step, self._job.config.steps):
+            yield from self._rows.ids_everywhere(index)
 
     def _spec_of(self, sameness: str) -> TargetSpec:
         job = self._job
@@ -166,12 +184,5 @@ class HostTargets:
         shapes = encoded_shapes(self._codec, job.config.model.vocab_size, width)
         length = job.config.data.row_length
         return wire_view(
-            {name: np.zeros((1, length, *s.shape[2:]), s.dtype) for name, s in shapes.items()}
+            {name: np.zeros((1, length, *s.shape[1:]), s.dtype) for name, s in shapes.items()}
         )
-
-
-def _ahead(config: TeacherConfig, bytes_per_step: int) -> tuple[int, int]:
-    """Steps that may be on their way at once, and in one request: at least one, however large."""
-    room = max(config.prefetch_bytes // bytes_per_step, 1)
-    num_steps = min(config.prefetch_steps, room)
-    return num_steps, min(config.steps_per_request, num_steps)

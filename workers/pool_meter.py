@@ -64,6 +64,9 @@ class MeteredSource(TargetSource):
     def sameness(self) -> str:
         return self._source.sameness()
 
+    def num_replicas(self) -> int:
+        return self._source.num_replicas()
+
     def ask(self, request: TargetRequest) -> Iterator[Answer]:
         for answer in self._source.ask(request):
             self._meter.came(answer)

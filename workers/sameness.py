@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
 
 from workers.storage import join, read_json, write_new
+
+_AGREEMENT = "sameness.json"
 
 
 def sameness_class(shape: tuple[int, ...], compute_dtype: str, num_devices: int) -> str:
@@ -49,17 +50,20 @@ def _cpu_kind() -> str:
     return f"{platform.machine()} {known} {threads} threads"
 
 
-def agreed_sameness(run_url: str, offered: Callable[[], str]) -> str:
+def agreed_sameness(run_url: str) -> str | None:
     """The class that all targets of a run come from, on every host and in every attempt.
 
-    It is what the pool offered to whoever asked first.
-
-    Args:
-        offered: asks the pool; called only while nothing is agreed on.
+    None while nothing is agreed on.
     """
-    url = join(run_url, "sameness.json")
     try:
-        return read_json(url)["sameness"]
+        return read_json(join(run_url, _AGREEMENT))["sameness"]
     except FileNotFoundError:
-        write_new(url, json.dumps({"sameness": offered()}).encode())
-    return read_json(url)["sameness"]
+        return None
+
+
+def agree(run_url: str, sameness: str) -> bool:
+    """Proposes a class for a run; of several proposals the first counts.
+
+    Returns whether that was this one.
+    """
+    return write_new(join(run_url, _AGREEMENT), json.dumps({"sameness": sameness}).encode())

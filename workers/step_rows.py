@@ -35,11 +35,11 @@ class StepRows:
 
     def ids(self, index: int) -> tuple[RowId, ...]:
         """The names of the rows of step `index`, counted from 0."""
-        first = index * self._rows_per_step
-        return tuple(
-            row_at(self._reader.manifest, self._weights, self._seed, first + row)
-            for row in self._local_rows
-        )
+        return self._ids(index, self._local_rows)
+
+    def ids_everywhere(self, index: int) -> tuple[RowId, ...]:
+        """The names of the rows of step `index`, of all hosts."""
+        return self._ids(index, range(self._rows_per_step))
 
     def batch(self, index: int) -> BatchArrays:
         """What the model reads at step `index`; the steps after it are then read ahead."""
@@ -61,6 +61,12 @@ class StepRows:
     def close(self) -> None:
         """Ends reading ahead."""
         self._ahead.shutdown(wait=False, cancel_futures=True)
+
+    def _ids(self, index: int, rows: range) -> tuple[RowId, ...]:
+        first = index * self._rows_per_step
+        return tuple(
+            row_at(self._reader.manifest, self._weights, self._seed, first + row) for row in rows
+        )
 
     def _read(self, index: int) -> BatchArrays:
         return batch_arrays(self._reader.read(self.ids(index)))

@@ -24,6 +24,7 @@ from workers.checkpoint import (
 )
 from workers.host_targets import HostTargets
 from workers.jobs import StudentJob
+from workers.phases import Phase
 from workers.record import STEPS, EventWriter, SegmentWriter
 from workers.rows import RowReader
 from workers.step_rows import StepRows
@@ -59,6 +60,7 @@ class Hooks:
 
     signal: Callable[[], int] = lambda: 0
     progress: Callable[[dict[str, Any]], None] = lambda line: None
+    enter: Callable[[Phase], None] = lambda phase: None
 
 
 class _Dispatched(NamedTuple):
@@ -100,6 +102,7 @@ class Student:
         self._step_fn = make_train_step(config, self._codec, self._mesh)
         self._checkpoint_stall_s = 0.0
         self._settled_at = time.perf_counter()
+        self._has_settled = False
         if host == 0:
             self._record.append({"attempt": job.attempt, "start_step": job.start.step})
             self._record.flush()
@@ -124,6 +127,7 @@ class Student:
         stopped = False
         try:
             for index in steps:
+                self._enter_step()
                 if before is not None and not self._targets_here(index):
                     # The wait to come is of idle devices, so that all of it counts as stall.
                     stopped, before = self._settle(before), None
@@ -137,6 +141,7 @@ class Student:
                     self._save()
                 if stopped:
                     break
+            self._hooks.enter(Phase.CHECKPOINT)
             self._saver.wait()
             meta = self._describe()
         finally:
@@ -146,6 +151,10 @@ class Student:
             self._record.close()
             self._events.close()
         return Finish(meta.step, meta.digest, stopped and meta.step < self._job.config.steps)
+
+    def _enter_step(self) -> None:
+        # The first step has been made when all hosts have compiled it.
+        self._hooks.enter(Phase.STEP if self._has_settled else Phase.COMPILE)
 
     def _targets_here(self, index: int) -> bool:
         return self._targets is None or self._targets.is_here(index)
@@ -159,7 +168,9 @@ class Student:
         teacher_s = wire_s = decode_s = busy_s = 0.0
         ledger = pool = None
         if self._targets is not None:
+            self._hooks.enter(Phase.TARGETS)
             arrays, has_targets, cost, ledger, pool = self._targets.take(index)
+            self._enter_step()
             teacher_s, wire_s, decode_s, busy_s = cost
             began = time.perf_counter()
             arrays[HAS_TARGETS] = has_targets
@@ -201,11 +212,12 @@ class Student:
             }
             self._hooks.progress(line)
         self._record.append(line)
-        self._settled_at = now
+        self._settled_at, self._has_settled = now, True
         return bool(metrics.signal)
 
     def _save(self) -> None:
         """The record up to this step becomes durable first, so that no resume finds a gap."""
+        self._hooks.enter(Phase.CHECKPOINT)
         began = time.perf_counter()
         self._record.flush()
         self._saver.save(self._state, self._describe())

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from workers.jobs import StudentJob
+from workers.phases import Phases
 from workers.ray_metrics import StudentMetrics
 from workers.tally import Tally
 
@@ -45,9 +46,9 @@ class Heartbeat:
     The newest line alone would be a sample of the steps between two beats; the tally has them all.
     """
 
-    def __init__(self, run_id: str, attempt: int):
+    def __init__(self, run_id: str, attempt: int, phases: Phases):
         self._name = controller_name(run_id)
-        self._attempt = attempt
+        self._attempt, self._phases = attempt, phases
         self._signal: Any = 0
         self._line: dict[str, Any] = {}
         self._tally = Tally()
@@ -76,12 +77,21 @@ class Heartbeat:
             try:
                 if controller is None:
                     controller = ray.get_actor(self._name, NAMESPACE)
-                answer = controller.heartbeat.remote(self._attempt, self._line, self._tally)
+                said = self._line, self._tally, self._phases.doing()
+                answer = controller.heartbeat.remote(self._attempt, *said)
                 self._signal = ray.get(answer, timeout=10)
             except (RayError, ValueError, TimeoutError) as error:
                 # It restarts by itself; the students train on meanwhile.
                 controller = None
                 _log.info("The controller does not answer: %s", error)
+
+
+def _tell_busy(run_id: str, attempt: int) -> None:
+    """A controller that is away misses it; the next time comes soon."""
+    try:
+        ray.get_actor(controller_name(run_id), NAMESPACE).busy.remote(attempt)
+    except (RayError, ValueError) as error:
+        _log.info("The controller does not answer: %s", error)
 
 
 @contextlib.contextmanager
@@ -108,6 +118,7 @@ def train_loop(payload: dict[str, Any]) -> None:
 
     from workers.cache import keep_compiled_programs
     from workers.code_identity import check_same_code
+    from workers.host_watch import HostWatch, stacks_url
     from workers.record import LogSegments
     from workers.storage import join, write_json
     from workers.student import Hooks, train
@@ -119,8 +130,17 @@ def train_loop(payload: dict[str, Any]) -> None:
     host = jax.process_index()
     handler = LogSegments(job.run_url, f"student-a{job.attempt:04d}-h{host:04d}")
     logging.getLogger().addHandler(handler)
-    heartbeat = Heartbeat(payload["run_id"], job.attempt) if host == 0 else None
-    hooks = Hooks(heartbeat.signal, heartbeat.progress) if heartbeat else Hooks()
+    phases = Phases()
+    watch = HostWatch(
+        stacks_url(job.run_url, job.attempt, host),
+        phases,
+        job.config.watchdog,
+        lambda: _tell_busy(payload["run_id"], job.attempt),
+    )
+    heartbeat = Heartbeat(payload["run_id"], job.attempt, phases) if host == 0 else None
+    hooks = Hooks(enter=phases.enter)
+    if heartbeat is not None:
+        hooks = Hooks(heartbeat.signal, heartbeat.progress, phases.enter)
     began = time.time()
     try:
         with _source(payload["apps"], job, host) as source:
@@ -133,6 +153,7 @@ def train_loop(payload: dict[str, Any]) -> None:
         _log.exception("Host %d failed", host)
         raise
     finally:
+        watch.close()
         if heartbeat is not None:
             heartbeat.close()
         logging.getLogger().removeHandler(handler)

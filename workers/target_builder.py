@@ -10,13 +10,14 @@ import xxhash
 from workers.cache import cache_dir
 from workers.host_targets import HostTargets
 from workers.jobs import StudentJob
+from workers.phases import Phase
 from workers.record import EventWriter
 from workers.rows import RowReader
 from workers.step_rows import StepRows
 from workers.student import Finish, Hooks
 from workers.targets_protocol import TargetSource
 
-_OBSTACLES = ("targets_cache_full", "targets_cache_unwritable")
+_OBSTACLES = ("targets_cache_full", "targets_dropped")
 
 
 def build_targets(job: StudentJob, source: TargetSource, hooks: Hooks) -> Finish:
@@ -42,6 +43,7 @@ def build_targets(job: StudentJob, source: TargetSource, hooks: Hooks) -> Finish
     rows = StepRows(reader, config, range(config.batch.rows))
     targets = HostTargets(job, source, rows, range(config.steps), say, keep_all=True)
     say("host_ready", attempt=job.attempt, machine=platform.node(), pid=os.getpid())
+    hooks.enter(Phase.TARGETS)
     step, digest = 0, xxhash.xxh3_128()
     try:
         while step < config.steps and not hooks.signal():

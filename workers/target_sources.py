@@ -26,6 +26,9 @@ class CachedSource(TargetSource):
     def sameness(self) -> str:
         return self._source.sameness()
 
+    def num_replicas(self) -> int:
+        return self._source.num_replicas()
+
     def ask(self, request: TargetRequest) -> Iterator[Answer]:
         cache = self._cache()
         if cache is None:

@@ -52,7 +52,7 @@ def describe_targets(storage_url: str, key: str) -> Stored:
             num_damaged += 1
     spec = None
     try:
-        spec = _read_spec(storage_url, key)
+        spec = read_spec(storage_url, key)
     except (DamagedTargetsError, FileNotFoundError):
         num_damaged += 1
     return Stored(key, spec, len(rows), sum(sizes.values()), num_damaged)
@@ -66,7 +66,7 @@ def find_damage(storage_url: str, key: str) -> Iterator[Damage]:
     """
     folder = targets_folder(storage_url, key)
     try:
-        spec = _read_spec(storage_url, key)
+        spec = read_spec(storage_url, key)
     except FileNotFoundError:
         yield Damage(SPEC_FILE, None, "is missing; it comes back with the next shard")
         return
@@ -98,7 +98,13 @@ def _shards(names: dict[str, int]) -> list[str]:
     return [name for name in names if name.endswith(SUFFIX)]
 
 
-def _read_spec(storage_url: str, key: str) -> TargetSpec:
+def read_spec(storage_url: str, key: str) -> TargetSpec:
+    """What a key stands for.
+
+    Raises:
+        FileNotFoundError: it does not say.
+        DamagedTargetsError: what it says is damaged.
+    """
     url = join(targets_folder(storage_url, key), SPEC_FILE)
     try:
         spec = TargetSpec(**read_json(url))

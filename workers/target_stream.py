@@ -1,6 +1,5 @@
 """Targets of the coming steps: asked for ahead, in order, bounded, and asked again on failure."""
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -60,7 +59,7 @@ class TargetStream:
         request_of: the request of a step, for `rows_per_step` rows; a pure function.
         steps: the steps to come, in order.
         prefetch_steps: most steps that are asked for and not yet taken.
-        steps_per_request: steps that one request asks for, at most `prefetch_steps`.
+        steps_per_request: steps that the next request asks for, at most `prefetch_steps`.
         retry_for_s: how long a request is repeated without an answer before it fails.
         labels_after_s: how long after the last answer a step that waits goes on with its labels
             in place of the rows that have not come; None: never.
@@ -76,7 +75,7 @@ class TargetStream:
         *,
         rows_per_step: int,
         prefetch_steps: int,
-        steps_per_request: int,
+        steps_per_request: Callable[[], int],
         retry_for_s: float,
         labels_after_s: float | None,
         blank: dict[str, np.ndarray],
@@ -93,12 +92,10 @@ class TargetStream:
         self._away = False
         self._taken = steps.start - 1
         self._closed = threading.Event()
-        num_requests = math.ceil(prefetch_steps / steps_per_request)
-        self._pool = ThreadPoolExecutor(num_requests, thread_name_prefix="targets")
+        self._pool = ThreadPoolExecutor(prefetch_steps, thread_name_prefix="targets")
         self._pending: dict[int, _Pending] = {}
         self._next = iter(steps)
-        for _ in range(num_requests):
-            self._ask_ahead()
+        self._ask_ahead()
 
     def is_here(self, step: int) -> bool:
         """Whether `take` would return at once."""
@@ -153,10 +150,11 @@ class TargetStream:
                 sorter.result().give_up_step(step)
 
     def _ask_ahead(self) -> None:
-        """Asks for the next steps as soon as there is room for a whole request."""
-        if len(self._pending) + self._steps_per_request > self._prefetch_steps:
-            return
-        if steps := list(islice(self._next, self._steps_per_request)):
+        """Asks for the next steps as long as there is room for a whole request."""
+        while (together := self._steps_per_request()) + len(self._pending) <= self._prefetch_steps:
+            steps = list(islice(self._next, together))
+            if not steps:
+                return
             sorter: Future[StepSorter] = Future()
             futures = [Future[Fetched]() for _ in steps]
             pending = (_Pending(future, sorter) for future in futures)

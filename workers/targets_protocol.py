@@ -174,6 +174,10 @@ class TargetSource(Protocol):
         """
         ...
 
+    def num_replicas(self) -> int:
+        """Teachers among which requests are divided, as far as is known by now; at least 1."""
+        return 1
+
     def ask(self, request: TargetRequest) -> Iterator[Answer]:
         """Chunks in any order; a row that is asked for twice is answered once or twice.
 

@@ -1,24 +1,37 @@
-"""What a codec is, and the three forms of targets that the losses take.
+"""What a codec is, what it encodes, and the three forms of targets that the losses take.
 
-Legend: B rows, T positions, V vocabulary, M targets per position, R embedding rows, D the
-teacher's width.
+Legend: B rows, T positions, C positions of a piece of one row, V vocabulary, M targets per
+position, R embedding rows, D the teacher's width.
 """
 
+import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Float32, Int, UInt32
 
 from model.codecs.values import VALUE_TYPES
 
 Encoded = dict[str, Array]
-RowKeys = UInt32[Array, "B 2"] | UInt32[np.ndarray, "B 2"]
 
 HIDDEN_DTYPE = jnp.bfloat16
+
+
+class ScoredPiece(NamedTuple):
+    """Neighbouring positions of one row, as the teacher has scored them."""
+
+    logits_CV: Float32[Array, "C V"]
+    """Soft-capped, of the vocabulary alone, without surplus embedding rows."""
+    row_key_2: UInt32[Array, "2"] | UInt32[np.ndarray, "2"]
+    """Of the row's random numbers: see `row_key`."""
+    x_CD: Float[Array, "C D"] | None = None
+    """The hidden states that the logits were made of, for a codec that sends them."""
+    first_position: int | Int[Array, ""] = 0
+    """Where in its row the piece begins."""
 
 
 class SparseTargets(NamedTuple):
@@ -62,35 +75,37 @@ class Unembedding(NamedTuple):
     final_softcap: float | Float[Array, ""]
 
 
-@runtime_checkable
-class Codec(Protocol):
-    """How a distribution becomes targets. Both methods are pure and may be called inside jit."""
+@dataclasses.dataclass(frozen=True)
+class Codec(abc.ABC):
+    """How a distribution becomes targets: a kind, and its parameters.
+
+    `encode` and `decode` are pure and may be called inside jit.
+
+    Args:
+        temperature: divides the logits before they are encoded.
+
+    Raises:
+        ValueError: a parameter that its kind cannot have.
+    """
+
+    kind: ClassVar[str]
+    temperature: float = dataclasses.field(default=1.0, kw_only=True)
 
     @property
     def name(self) -> str:
         """Canonical: equal exactly when kind and all parameters are equal."""
-        ...
+        values = ",".join(f"{name}={value}" for name, value in sorted(vars(self).items()))
+        return f"{self.kind}({values})"
 
-    def encode(
-        self,
-        logits_BTV: Float[Array, "B T V"],
-        row_keys_B: RowKeys,
-        x_BTD: Float[Array, "B T D"] | None = None,
-        first_position: int | Int[Array, ""] = 0,
-    ) -> Encoded:
-        """Arrays of leading shape [B, T]; a row's bytes depend on its logits and key alone.
-
-        Args:
-            logits_BTV: soft-capped logits of the vocabulary, without surplus embedding rows.
-            row_keys_B: see `row_key`.
-            x_BTD: the hidden states that the logits were made of, for a codec that sends them.
-            first_position: of these T in their rows, where rows are encoded piece by piece.
+    @abc.abstractmethod
+    def encode(self, piece: ScoredPiece) -> Encoded:
+        """Arrays of leading shape [C], a function of the piece's values and place alone.
 
         Raises:
             ValueError: more entries are asked for than the vocabulary has.
         """
-        ...
 
+    @abc.abstractmethod
     def decode(
         self,
         encoded: Mapping[str, ArrayLike],
@@ -100,35 +115,22 @@ class Codec(Protocol):
         """What the losses take; ids are int32 and weights float32.
 
         Args:
+            encoded: of whole rows, arrays of leading shape [B, T].
             vocab_size: the V of the logits that were encoded.
             unembedding: the teacher's, for hidden states.
         """
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Named:
-    """A codec's parameters: what all of them have to keep to, and the name that they make."""
-
-    kind: ClassVar[str]
-
-    @property
-    def name(self) -> str:
-        """Canonical: equal exactly when kind and all parameters are equal."""
-        values = ",".join(f"{name}={value}" for name, value in sorted(vars(self).items()))
-        return f"{self.kind}({values})"
 
     def __post_init__(self) -> None:
         params = vars(self)
-        for name in params.keys() & {"k", "draws"}:
-            if params[name] < 1:
+        for name in ("k", "draws"):
+            if params.get(name, 1) < 1:
                 raise ValueError(f"{self.name}: {name} should be at least 1")
-        if params.get("values", VALUE_TYPES[0]) not in VALUE_TYPES:
+        if "values" in params and params["values"] not in VALUE_TYPES:
             choices = ", ".join(VALUE_TYPES)
             raise ValueError(f"{self.name}: values should be one of {choices}")
-        if not params["temperature"] > 0:
+        if not self.temperature > 0:
             raise ValueError(
                 f"{self.name}: temperature divides the logits, so give a number above 0 (1.0 "
                 "leaves the teacher as it is)"
             )
-        object.__setattr__(self, "temperature", float(params["temperature"]))  # 1 and 1.0 are one
+        object.__setattr__(self, "temperature", float(self.temperature))  # 1 and 1.0 are one

@@ -1,6 +1,7 @@
 """Random words and packed ids: the bits that codecs are made of.
 
-Legend: C tokens, n numbers per token, M ids per token, W words per token.
+Legend: C positions of a piece of one row, n words per position, M ids per position, W words that
+hold them.
 """
 
 from typing import NamedTuple
@@ -15,21 +16,22 @@ _KEY_PARITY = np.uint32(0x1BD11BDA)
 
 
 class Places(NamedTuple):
-    """Where a token stands: its row's key, and its position in the row."""
+    """Where the positions of a piece stand: the key of their row, and their numbers in it."""
 
-    keys_C2: UInt32[Array, "C 2"]
+    row_key_2: UInt32[Array, "2"]
     positions_C: UInt32[Array, " C"]
 
 
 def random_words(places: Places, stream: int, num: int) -> UInt32[Array, "C n"]:
-    """Random 32-bit words, a function of row key, position, stream and number alone.
+    """n = `num` random words, a function of row key, position, `stream` and `num` alone.
 
-    Threefry-2x32 with 20 rounds (Salmon et al., SC 2011) in counter mode. Written out, so that
-    no configuration or version of a library can change what a key means.
+    Threefry-2x32 with 20 rounds (Salmon et al., SC 2011) in counter mode: a block of two words has
+    as counter its position, and its number with the stream above it. Written out, so that no
+    configuration or version of a library can change what a key means.
     """
     half = -(-num // 2)
-    key0_C1, key1_C1 = places.keys_C2[:, :1], places.keys_C2[:, 1:]
-    schedule = (key0_C1, key1_C1, key0_C1 ^ key1_C1 ^ _KEY_PARITY)
+    key0, key1 = places.row_key_2
+    schedule = (key0, key1, key0 ^ key1 ^ _KEY_PARITY)
     counter = np.arange(half, dtype=np.uint32) | np.uint32(stream << 24)
     x0 = places.positions_C[:, None] + schedule[0]
     x1 = counter + schedule[1]
@@ -43,12 +45,12 @@ def random_words(places: Places, stream: int, num: int) -> UInt32[Array, "C n"]:
 
 
 def id_bits(vocab_size: int) -> int:
-    """Bits that an id takes: 18 at a vocabulary of 256,000."""
+    """Bits that an id takes, at least 1: 18 at a vocabulary of 256,000."""
     return max((vocab_size - 1).bit_length(), 1)
 
 
 def pack(ids_CM: Int[Array, "C M"], vocab_size: int) -> UInt32[Array, "C W"]:
-    """Ids below `vocab_size` one after the other, in as few 32-bit words as hold them."""
+    """Ids below `vocab_size`, one after the other from the lowest bit, in as few words as do."""
     bits, num_ids = id_bits(vocab_size), ids_CM.shape[-1]
     begin_W = 32 * np.arange(-(-num_ids * bits // 32))
     words_CW = jnp.zeros((len(ids_CM), len(begin_W)), jnp.uint32)

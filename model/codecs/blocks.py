@@ -1,11 +1,13 @@
-"""The largest logits of a row, and draws from the rest, in two passes over the vocabulary.
+"""The largest logits of a position, and draws from the rest, in two passes over the vocabulary.
 
 One pass takes the largest of each block of r neighbours: the k largest logits lie in the k blocks
 of the largest maxima. The other sums the probability of each block; a draw first finds a block of
 blocks, then a block, then a token, each by a random number of its own. So no sum is longer than a
 few hundred terms, and small probabilities are not rounded away.
 
-Legend: C tokens, V vocabulary, G blocks, r their size, k head entries, N draws.
+Logits are equal where a comparison says so: give no zero below zero, which top_k takes for less.
+Legend: C positions, V vocabulary, G blocks, r their size, n blocks of blocks, k head entries, N
+draws.
 """
 
 import math
@@ -25,7 +27,7 @@ class Head(NamedTuple):
 
 
 def find_head(logits_CV: Float[Array, "C V"], k: int) -> Head:
-    """The k largest logits of each token, k from 1 to V."""
+    """The k largest logits of each position, k from 1 to V."""
     size = _block_size(logits_CV.shape[-1])
     if k * size >= logits_CV.shape[-1]:
         return Head(*jax.lax.top_k(logits_CV, k))
@@ -42,9 +44,13 @@ class Tail(NamedTuple):
     """All logits but a head's: those below its least, and later ids of the same logit."""
 
     logits_CV: Float[Array, "C V"]
+    """Of the whole vocabulary, the head's among them."""
     peak_C1: Float[Array, "C 1"]
+    """The largest of all."""
     least_C1: Float[Array, "C 1"]
+    """The smallest of the head; +∞ where there is none."""
     last_id_C1: Int[Array, "C 1"]
+    """The head's largest id of that logit."""
 
     @classmethod
     def below(cls, logits_CV: Float[Array, "C V"], head: Head | None) -> "Tail":
@@ -65,7 +71,7 @@ class Tail(NamedTuple):
 
 
 def _mass(tail: Tail, logits: Array, ids: Array) -> Array:
-    """The masses of some logits; all leading axes but the first are the caller's."""
+    """The masses of some logits of each position, [C, …], and their ids, of a shape that fits."""
     axes = tuple(range(2, logits.ndim))
     peak, least, last = (
         jnp.expand_dims(x, axes) for x in (tail.peak_C1, tail.least_C1, tail.last_id_C1)
@@ -75,14 +81,15 @@ def _mass(tail: Tail, logits: Array, ids: Array) -> Array:
 
 
 class BlockSums(NamedTuple):
-    """Masses of the blocks, and of blocks of as many blocks."""
+    """Masses of the blocks of r tokens, and of the blocks of r of those."""
 
     blocks_CG: Float[Array, "C G"]
-    blocks_of_blocks_CG: Float[Array, "C G"]
+    blocks_of_blocks_Cn: Float[Array, "C n"]
 
     @property
     def total_C1(self) -> Float[Array, "C 1"]:
-        return self.blocks_of_blocks_CG.sum(axis=-1, keepdims=True)
+        """The tail's whole mass."""
+        return self.blocks_of_blocks_Cn.sum(axis=-1, keepdims=True)
 
 
 def sum_blocks(tail: Tail) -> BlockSums:
@@ -93,22 +100,23 @@ def sum_blocks(tail: Tail) -> BlockSums:
 
 
 def draw_ids(tail: Tail, sums: BlockSums, words: UInt32[Array, "C n"]) -> Int[Array, "C N"]:
-    """Draw ids in proportion to the tail's masses, never one without mass.
+    """Draw ids in proportion to the tail's masses, never one without mass if there is any.
 
     Args:
         words: three random words for each draw.
     """
-    num_rows, vocab_size = tail.logits_CV.shape
+    C, vocab_size = tail.logits_CV.shape
     size = _block_size(vocab_size)
-    uniform_3CN = (words >> 8).astype(jnp.float32).reshape(num_rows, 3, -1) * 2.0**-24
+    uniform_3CN = (words >> 8).astype(jnp.float32).reshape(C, 3, -1) * 2.0**-24
     # Below one by more than a product rounds, so that it stays below the sum.
     uniform_3CN = jnp.moveaxis(jnp.minimum(uniform_3CN, 1.0 - 2.0**-23), 1, 0)
-    group_CN = _pick(sums.blocks_of_blocks_CG[:, None], uniform_3CN[0])
+    group_CN = _pick(sums.blocks_of_blocks_Cn[:, None], uniform_3CN[0])
     groups = _blocks(sums.blocks_CG, size, 0.0)
     inside = _pick(jnp.take_along_axis(groups, group_CN[..., None], axis=1), uniform_3CN[1])
     block_CN = group_CN * size + inside
     blocks_CGr = _blocks(tail.logits_CV, size, -jnp.inf)
-    # A row without any mass walks off to the right; its draws weigh nothing.
+    # Where the tail has no mass, all choices are the last. Such a draw weighs what rounding left
+    # of the head: nothing, or on average nothing.
     block_CN = jnp.minimum(block_CN, blocks_CGr.shape[1] - 1)
     logits_CNr = jnp.take_along_axis(blocks_CGr, block_CN[..., None], axis=1)
     ids_CNr = block_CN[..., None] * size + jnp.arange(size)

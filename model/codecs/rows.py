@@ -1,13 +1,14 @@
 """Rows of hidden states to encoded targets, with the logits of a piece of one row at a time.
 
-Legend: B rows, T positions, D width, n pieces, C positions of a piece, V vocabulary.
+Legend: B rows, T positions, D width, C positions of a piece, V vocabulary.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt32
 
-from model.codecs.base import HIDDEN_DTYPE, Codec, Encoded, RowKeys
+from model.codecs.base import HIDDEN_DTYPE, Codec, Encoded, ScoredPiece
 from model.codecs.whole import HiddenCodec
 from model.config import ModelConfig
 from model.transformer import Params, unembed
@@ -21,11 +22,19 @@ def encode_rows(
     params: Params,
     model: ModelConfig,
     x_BTD: Float[Array, "B T D"],
-    row_keys_B: RowKeys,
+    row_keys_B2: UInt32[Array, "B 2"] | UInt32[np.ndarray, "B 2"],
 ) -> Encoded:
-    """What `codec` makes of a model's final hidden states; [B, T, V] never exists.
+    """What `codec` makes of a model's final hidden states, as arrays of leading shape [B, T].
 
-    A piece lies within one row, so nothing of another row takes part in its bytes.
+    Whole logits [B, T, V] never exist. A piece lies within one row, so nothing of another row
+    takes part in its bytes.
+
+    Args:
+        params: of `model`; its embedding is taken in the type of the hidden states.
+        row_keys_B2: see `row_key`.
+
+    Raises:
+        ValueError: as `Codec.encode`.
     """
     B, T, D = x_BTD.shape
     most = max(PIECE_LOGITS_BYTES // (4 * model.vocab_size), 1)
@@ -37,17 +46,17 @@ def encode_rows(
     embedding = {"embedding": params["embedding"].astype(x_BTD.dtype)}
 
     def encode_piece(piece: tuple[Array, Array, Array]) -> Encoded:
-        x_1CD, key_12, first = piece
-        logits_1CV = unembed(embedding, model, x_1CD)[..., : model.vocab_size]
-        return codec.encode(logits_1CV, key_12, x_1CD, first)
+        x_CD, row_key_2, first_position = piece
+        logits_CV = unembed(embedding, model, x_CD[None])[0, :, : model.vocab_size]
+        return codec.encode(ScoredPiece(logits_CV, row_key_2, x_CD, first_position))
 
     pieces = (
-        x_BTD.reshape(B * num_pieces, 1, size, D),
-        jnp.repeat(jnp.asarray(row_keys_B), num_pieces, axis=0)[:, None],
+        x_BTD.reshape(B * num_pieces, size, D),
+        jnp.repeat(jnp.asarray(row_keys_B2), num_pieces, axis=0),
         jnp.tile(jnp.arange(num_pieces) * size, B),
     )
     encoded = jax.lax.map(encode_piece, pieces)
     return {
-        name: array.reshape(B, num_pieces * size, *array.shape[3:])[:, :T]
+        name: array.reshape(B, num_pieces * size, *array.shape[2:])[:, :T]
         for name, array in encoded.items()
     }

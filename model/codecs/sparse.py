@@ -1,7 +1,7 @@
 """The codecs that send a part of the distribution, and whether they leave the gradient unbiased.
 
-Legend: B rows, T positions, C = B · T tokens, V vocabulary, k head entries, N draws, M ids per
-position, W words of packed ids.
+Legend: B rows, T positions, C positions of a piece of one row, V vocabulary, k head entries, N
+draws, M ids per position, W words of packed ids.
 """
 
 import abc
@@ -12,41 +12,36 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float32, Int
 
-from model.codecs.base import Encoded, Named, RowKeys, SparseTargets, Unembedding
+from model.codecs.base import Codec, Encoded, ScoredPiece, SparseTargets, Unembedding
 from model.codecs.bits import DRAWS, ROUNDING, Places, pack, random_words, unpack
 from model.codecs.blocks import BlockSums, Tail, draw_ids, find_head, sum_blocks
 from model.codecs.values import restore_values, round_values
 
 
 @dataclasses.dataclass(frozen=True)
-class _SparseCodec(Named, abc.ABC):
-    """Encodes token by token; how, each codec says for tempered logits."""
+class _SparseCodec(Codec):
+    """Encodes tempered logits; how, each codec says."""
 
-    temperature: float = dataclasses.field(default=1.0, kw_only=True)
+    def encode(self, piece: ScoredPiece) -> Encoded:
+        """`ids` packed, uint32 [C, W], and where their probabilities differ `probs`.
 
-    def encode(
-        self,
-        logits_BTV: Float[Array, "B T V"],
-        row_keys_B: RowKeys,
-        x_BTD: Float[Array, "B T D"] | None = None,
-        first_position: int | Int[Array, ""] = 0,
-    ) -> Encoded:
-        """`ids` packed, uint32 [B, T, W], and where their probabilities differ `probs`."""
-        B, T, V = logits_BTV.shape
+        `probs` are [C, k] or [C, N], of the type that `values` names.
+        """
+        C, V = piece.logits_CV.shape
         if (k := getattr(self, "k", 0)) > V:
             raise ValueError(f"{self.name} asks for {k} of {V} logits: lower k")
-        scaled_CV = logits_BTV.astype(jnp.float32).reshape(B * T, V) / self.temperature
-        # Logits are compared for equality: each pass has to see the same bits, not make its own.
-        scaled_CV = jax.lax.optimization_barrier(scaled_CV)
-        positions_T = jnp.asarray(first_position, jnp.uint32) + jnp.arange(T, dtype=jnp.uint32)
-        keys_C2 = jnp.repeat(jnp.asarray(row_keys_B), T, axis=0)
-        arrays = self._encode(scaled_CV, Places(keys_C2, jnp.tile(positions_T, B)))
-        return {name: array.reshape(B, T, *array.shape[1:]) for name, array in arrays.items()}
+        scaled_CV = piece.logits_CV / self.temperature
+        # Logits are compared for equality: each pass has to see the same bits, not make its own,
+        # and no zero below zero, which top_k takes for less and a comparison for equal.
+        logits_CV = jax.lax.optimization_barrier(jnp.where(scaled_CV == 0, 0.0, scaled_CV))
+        first = jnp.asarray(piece.first_position, jnp.uint32)
+        positions_C = first + jnp.arange(C, dtype=jnp.uint32)
+        return self._encode(logits_CV, Places(jnp.asarray(piece.row_key_2), positions_C))
 
     @abc.abstractmethod
-    def _encode(self, logits_CV: Float[Array, "C V"], places: Places) -> Encoded: ...
+    def _encode(self, logits_CV: Float32[Array, "C V"], places: Places) -> Encoded: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +57,7 @@ class TopKCodec(_SparseCodec):
     k: int
     values: str = "bfloat16"
 
-    def _encode(self, logits_CV: Float[Array, "C V"], places: Places) -> Encoded:
+    def _encode(self, logits_CV: Float32[Array, "C V"], places: Places) -> Encoded:
         head = find_head(logits_CV, self.k)
         probs_Ck = jnp.exp(head.logits_Ck - jax.nn.logsumexp(logits_CV, axis=-1, keepdims=True))
         words_Ck = random_words(places, ROUNDING, self.k)
@@ -94,7 +89,7 @@ class SampledCodec(_SparseCodec):
     kind: ClassVar[str] = "sampled"
     draws: int
 
-    def _encode(self, logits_CV: Float[Array, "C V"], places: Places) -> Encoded:
+    def _encode(self, logits_CV: Float32[Array, "C V"], places: Places) -> Encoded:
         tail = Tail.below(logits_CV, None)
         ids_CN = _draw(tail, sum_blocks(tail), places, self.draws)
         return {"ids": pack(ids_CN, logits_CV.shape[-1])}
@@ -123,7 +118,7 @@ class Gemma3Codec(_SparseCodec):
     draws: int
     values: str = "bfloat16"
 
-    def _encode(self, logits_CV: Float[Array, "C V"], places: Places) -> Encoded:
+    def _encode(self, logits_CV: Float32[Array, "C V"], places: Places) -> Encoded:
         tail = Tail.below(logits_CV, None)
         sums = sum_blocks(tail)
         ids_CN = _draw(tail, sums, places, self.draws)
@@ -164,7 +159,7 @@ class HybridCodec(_SparseCodec):
     draws: int
     values: str = "bfloat16"
 
-    def _encode(self, logits_CV: Float[Array, "C V"], places: Places) -> Encoded:
+    def _encode(self, logits_CV: Float32[Array, "C V"], places: Places) -> Encoded:
         head = find_head(logits_CV, self.k)
         tail = Tail.below(logits_CV, head)
         sums = sum_blocks(tail)
@@ -197,11 +192,13 @@ class HybridCodec(_SparseCodec):
         return SparseTargets(ids_BTM, jnp.concatenate([probs_BTk, weights_BTN], axis=-1))
 
 
-def _unpacked(encoded: Mapping[str, ArrayLike], num_ids: int, vocab_size: int) -> Array:
+def _unpacked(
+    encoded: Mapping[str, ArrayLike], num_ids: int, vocab_size: int
+) -> Int[Array, "B T M"]:
     words_BTW = jnp.asarray(encoded["ids"])
     flat_CM = unpack(words_BTW.reshape(-1, words_BTW.shape[-1]), num_ids, vocab_size)
     return flat_CM.reshape(*words_BTW.shape[:-1], num_ids)
 
 
-def _draw(tail: Tail, sums: BlockSums, places: Places, num: int) -> Array:
+def _draw(tail: Tail, sums: BlockSums, places: Places, num: int) -> Int[Array, "C N"]:
     return draw_ids(tail, sums, random_words(places, DRAWS, 3 * num))

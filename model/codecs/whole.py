@@ -1,6 +1,6 @@
 """The codecs whose targets are the whole distribution, which every divergence can take.
 
-Legend: B rows, T positions, V vocabulary, D the teacher's width.
+Legend: B rows, T positions, C positions of a piece of one row, V vocabulary, D the teacher's width.
 """
 
 import dataclasses
@@ -10,21 +10,20 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
 
 from model.codecs.base import (
     HIDDEN_DTYPE,
+    Codec,
     Encoded,
     FullTargets,
     HiddenTargets,
-    Named,
-    RowKeys,
+    ScoredPiece,
     Unembedding,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class HiddenCodec(Named):
+class HiddenCodec(Codec):
     """The final hidden state, of which the student makes the teacher's whole distribution.
 
     Exact for the state as it is sent, of which the teacher's logits have to be made too. Costs
@@ -32,19 +31,15 @@ class HiddenCodec(Named):
     """
 
     kind: ClassVar[str] = "hidden"
-    temperature: float = 1.0
 
-    def encode(
-        self,
-        logits_BTV: Float[Array, "B T V"],
-        row_keys_B: RowKeys,
-        x_BTD: Float[Array, "B T D"] | None = None,
-        first_position: int | Int[Array, ""] = 0,
-    ) -> Encoded:
-        """`x` [B, T, D] and `log_norm` [B, T], log Σ exp of the logits over the temperature."""
-        assert x_BTD is not None, "the logits were made of hidden states"
-        log_norm_BT = jax.nn.logsumexp(logits_BTV / self.temperature, axis=-1)
-        return {"x": x_BTD.astype(HIDDEN_DTYPE), "log_norm": log_norm_BT}
+    def encode(self, piece: ScoredPiece) -> Encoded:
+        """`x` [C, D] in bfloat16, and `log_norm` [C] in float32.
+
+        `log_norm` is log Σ exp of the logits over the temperature.
+        """
+        assert piece.x_CD is not None, "the logits were made of hidden states"
+        log_norm_C = jax.nn.logsumexp(piece.logits_CV / self.temperature, axis=-1)
+        return {"x": piece.x_CD.astype(HIDDEN_DTYPE), "log_norm": log_norm_C}
 
     def decode(
         self,
@@ -59,22 +54,14 @@ class HiddenCodec(Named):
 
 
 @dataclasses.dataclass(frozen=True)
-class FullCodec(Named):
+class FullCodec(Codec):
     """Every log-probability in float32: what the others are measured against, for small runs."""
 
     kind: ClassVar[str] = "full"
-    temperature: float = 1.0
 
-    def encode(
-        self,
-        logits_BTV: Float[Array, "B T V"],
-        row_keys_B: RowKeys,
-        x_BTD: Float[Array, "B T D"] | None = None,
-        first_position: int | Int[Array, ""] = 0,
-    ) -> Encoded:
-        """`log_probs` [B, T, V]."""
-        scaled_BTV = logits_BTV.astype(jnp.float32) / self.temperature
-        return {"log_probs": jax.nn.log_softmax(scaled_BTV, axis=-1)}
+    def encode(self, piece: ScoredPiece) -> Encoded:
+        """`log_probs` [C, V] in float32."""
+        return {"log_probs": jax.nn.log_softmax(piece.logits_CV / self.temperature, axis=-1)}
 
     def decode(
         self,

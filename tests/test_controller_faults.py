@@ -1,0 +1,90 @@
+"""What a fault costs a run, and what an attempt that is over still says."""
+
+from itertools import pairwise
+
+import pytest
+
+from orchestrator.run_state import (
+    Broken,
+    Event,
+    Prepared,
+    StartAttempt,
+    State,
+    Stepped,
+    Ticked,
+)
+from tests.controller_bench import (
+    FACTS,
+    TO,
+    USER_ERROR,
+    Bench,
+    failed,
+    finished,
+    make_config,
+    of,
+)
+
+
+def test_a_dead_host_is_outlived_at_once_and_then_after_a_pause():
+    bench = Bench()
+    bench.feed(Prepared(FACTS), Stepped(1))
+    assert of(StartAttempt, bench.feed(failed(1))) == [StartAttempt(2)]
+    assert not of(StartAttempt, bench.feed(failed(2), at_s=2000))
+    assert bench.state is State.RECOVERING
+    assert not of(StartAttempt, bench.feed(Ticked(), at_s=2000.5))
+    assert of(StartAttempt, bench.feed(Ticked(), at_s=2001.0)) == [StartAttempt(3)]
+    assert bench.snapshot.used == {"host_died": 2}
+
+
+def test_a_spent_budget_ends_the_run_and_says_which():
+    bench = Bench(make_config(faults={"host_died": 1}))
+    bench.feed(Prepared(FACTS), failed(1), failed(2))
+    assert bench.state is State.FAILED
+    assert "faults.host_died allows 1" in (bench.snapshot.reason or "")
+
+
+def test_a_users_error_ends_the_run_with_the_error():
+    bench = Bench()
+    bench.feed(Prepared(FACTS), failed(1, USER_ERROR))
+    assert bench.state is State.FAILED
+    assert bench.snapshot.reason == USER_ERROR.message
+    assert bench.snapshot.used == {}
+
+
+@pytest.mark.parametrize("late", [Stepped(1), failed(1), finished(1), finished(1, True)])
+def test_what_an_older_attempt_still_says_is_ignored(late: Event):
+    bench = Bench()
+    bench.feed(Prepared(FACTS), failed(1))
+    before = bench.snapshot
+    assert before.attempt == 2
+    assert bench.feed(late) == []
+    assert bench.snapshot == before
+
+
+@pytest.mark.parametrize("late", [Stepped(2), failed(2), finished(2), finished(2, True)])
+def test_an_attempt_that_is_over_ends_only_once(late: Event):
+    bench = Bench()
+    bench.feed(*TO[State.RECOVERING])
+    before = bench.snapshot
+    assert bench.feed(late) == []
+    assert bench.snapshot == before
+
+
+def test_teachers_that_cannot_be_served_do_not_matter_after_training():
+    bench = Bench()
+    bench.feed(*TO[State.EVALUATING])
+    bench.feed(Broken("no teachers"))
+    assert bench.state is State.EVALUATING
+
+
+def test_attempts_are_numbered_without_gaps():
+    bench = Bench()
+    bench.feed(Prepared(FACTS))
+    for attempt in range(1, 8):
+        at_s = 1000.0 * attempt
+        bench.feed(Stepped(attempt), failed(attempt), Ticked(), at_s=at_s)
+        bench.feed(Ticked(), at_s=at_s + 500)
+    numbers = [action.attempt for action in of(StartAttempt, bench.actions)]
+    assert all(b - a == 1 for a, b in pairwise(numbers))
+    assert numbers[0] == 1
+    assert len(numbers) == 8
