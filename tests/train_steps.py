@@ -15,6 +15,7 @@ from configs.run import RunConfig
 from model.sharding import batch_sharding, make_mesh
 from model.targets import Codec, Unembedding, make_codec
 from model.transformer import hidden_states, unembed
+from tests.codec_cases import encode
 from tests.runs import VOCAB_SIZE, tiny_values
 from workers.train_step import (
     Batch,
@@ -75,7 +76,7 @@ TEACHER_LOGITS = _teacher_logits()
 def encoded_by(codec: Codec) -> dict[str, jax.Array]:
     """What the teacher's logits are as targets."""
     keys = np.arange(2 * NUM_ROWS, dtype=np.uint32).reshape(NUM_ROWS, 2)
-    return jax.jit(codec.encode)(TEACHER_LOGITS, keys)
+    return jax.jit(functools.partial(encode, codec))(TEACHER_LOGITS, keys)
 
 
 @functools.cache
