@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.serve.context import _get_global_client
+from ray.serve.context import _get_global_client, _set_global_client
 
 from benchmarks.scripted_teacher import (
     SPEC,
@@ -87,6 +87,7 @@ def pool(tmp_path: Path) -> Iterator[TeacherPool]:
         wait_until(lambda: pool.status() == {"RUNNING": 2})
         yield pool
         pool.remove()
+        _set_global_client(None)  # the next test has another Serve
 
 
 def replicas() -> dict[str, tuple[str, str]]:
