@@ -76,8 +76,9 @@ def _round(storage: Path, kind: str, number: int, steps: int, address: str) -> R
             "cpus_per_replica": 0,
         }
         name = f"{kind}-{arm}-{number}"
-        # By its seed, what an earlier round stored is of no use to this one.
-        config = steady_config(storage, name, steps, teacher=teacher, model=STUDENT, seed=number)
+        # By its seed, what another kind or an earlier round stored is of no use to this one.
+        seed = len(TEACHERS) * number + list(TEACHERS).index(kind)
+        config = steady_config(storage, name, steps, teacher=teacher, model=STUDENT, seed=seed)
         folder = create_run(config)
         bring_up(folder, **TEACHERS[kind])
         lines = run_to_end(folder, address, own_core=True)
