@@ -1,23 +1,76 @@
-"""Which checkpoints a run has, and which of them are kept."""
+"""Which checkpoints a run has, and which of them are kept.
+
+Beside a checkpoint's entry `<s>.json` may lie `<s>.pin`, with which it is kept. A damaged one has
+`<s>.quarantined` in place of its entry, so that nobody finds it.
+"""
 
 import math
 from collections.abc import Collection, Mapping
 
 from configs.run import CheckpointConfig
-from workers.storage import join, list_names, read_json, remove_tree
+from workers.storage import join, list_names, read_json, remove_tree, write_json
 
 _FOLDER = "checkpoints"
 
 
 def committed_steps(run_url: str) -> list[int]:
     """Steps of the run's complete checkpoints, ascending."""
+    return _steps(run_url, ".json")
+
+
+def pinned_steps(run_url: str) -> list[int]:
+    """Steps that a user wants kept, ascending."""
+    return _steps(run_url, ".pin")
+
+
+def quarantined_steps(run_url: str) -> list[int]:
+    """Steps whose checkpoint was found damaged and has not been made again, ascending."""
+    return sorted(set(_steps(run_url, ".quarantined")) - set(committed_steps(run_url)))
+
+
+def _steps(run_url: str, ending: str) -> list[int]:
     names = list_names(join(run_url, _FOLDER))
-    return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))
+    return sorted(int(name.removesuffix(ending)) for name in names if name.endswith(ending))
+
+
+def _file(run_url: str, step: int, ending: str) -> str:
+    return join(run_url, _FOLDER, f"{step:08d}{ending}")
+
+
+def pin_checkpoint(run_url: str, step: int) -> None:
+    """No rule deletes it any more."""
+    write_json(_file(run_url, step, ".pin"), {"step": step})
+
+
+def unpin_checkpoint(run_url: str, step: int) -> None:
+    """It goes when no rule keeps it."""
+    remove_tree(_file(run_url, step, ".pin"))
+
+
+def quarantine(run_url: str, step: int, reason: str) -> None:
+    """Has nobody find a checkpoint any more; its files stay, to be looked at."""
+    try:
+        entry = read_checkpoint_entry(run_url, step)
+    except FileNotFoundError:
+        return  # it has been deleted, or is in quarantine already
+    write_json(_file(run_url, step, ".quarantined"), {"reason": reason, "entry": entry})
+    remove_tree(_file(run_url, step, ".json"))
+
+
+def read_quarantined(run_url: str, step: int) -> dict:
+    """Why a checkpoint is in quarantine (`reason`), and the `entry` that it had."""
+    return read_json(_file(run_url, step, ".quarantined"))
+
+
+def release_from_quarantine(run_url: str, step: int) -> None:
+    """Puts back a checkpoint that turned out to be whole."""
+    write_json(_file(run_url, step, ".json"), read_quarantined(run_url, step)["entry"])
+    remove_tree(_file(run_url, step, ".quarantined"))
 
 
 def read_checkpoint_entry(run_url: str, step: int) -> dict:
     """The entry of one checkpoint. Raises FileNotFoundError if there is none."""
-    return read_json(join(run_url, _FOLDER, f"{step:08d}.json"))
+    return read_json(_file(run_url, step, ".json"))
 
 
 def steps_to_delete(
@@ -39,5 +92,5 @@ def steps_to_delete(
 
 def delete_checkpoint(run_url: str, step: int) -> None:
     """Removes a checkpoint: the entry first, so that no one finds it half gone."""
-    remove_tree(join(run_url, _FOLDER, f"{step:08d}.json"))
-    remove_tree(join(run_url, _FOLDER, f"{step:08d}"))
+    for ending in (".json", ".quarantined", ".pin", ""):
+        remove_tree(_file(run_url, step, ending))

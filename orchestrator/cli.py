@@ -14,6 +14,7 @@ from orchestrator import cli_checkpoints, cli_targets, history
 from orchestrator.cli_options import (
     NumTeachers,
     address_option,
+    existing_run,
     run_storage_option,
     settings_option,
     storage_option,
@@ -105,7 +106,7 @@ def resume(run: str, settings: tuple[str, ...], address: str | None, storage: st
     """Continues a run from its newest checkpoint, with changed settings where that is sound."""
     from orchestrator.recipe import resume_and_follow
 
-    sys.exit(resume_and_follow(_folder(storage, run), settings, address, console))
+    sys.exit(resume_and_follow(existing_run(storage, run), settings, address, console))
 
 
 @main.command()
@@ -153,7 +154,7 @@ def status(run: str, storage: str, as_json: bool) -> None:
     """Where a run stands."""
     from orchestrator.report import status_table
 
-    folder = _folder(storage, run)
+    folder = existing_run(storage, run)
     values = folder.status() or {"name": run, "state": "created"}
     values["alive"] = folder.lease() is not None
     if as_json:
@@ -167,7 +168,7 @@ def _lines_command(name: str, read: Callable[[str], list[dict[str, Any]]], text:
     @_run
     @storage_option
     def command(run: str, storage: str) -> None:
-        for line in read(_folder(storage, run).url):
+        for line in read(existing_run(storage, run).url):
             click.echo(json.dumps(line))
 
 
@@ -182,7 +183,7 @@ def logs(run: str, storage: str) -> None:
     """What the run's processes logged, whatever machine they were on."""
     from datetime import datetime
 
-    for line in history.read_logs(_folder(storage, run).url):
+    for line in history.read_logs(existing_run(storage, run).url):
         when = datetime.fromtimestamp(line["time_s"]).isoformat(" ", "seconds")
         click.echo(f"{when} {line['who']} {line['level']} {line['message']}")
 
@@ -195,7 +196,7 @@ def report(runs: tuple[str, ...], storage: str, output: str | None) -> None:
     """Writes a page with loss curves and figures of one run, or of several side by side."""
     from orchestrator.report import comparison_table, write_report
 
-    folders = [_folder(storage, run) for run in runs]
+    folders = [existing_run(storage, run) for run in runs]
     console.print(comparison_table(folders))
     console.print(f"Report: {write_report(folders, output)}", highlight=False, soft_wrap=True)
 
@@ -215,7 +216,7 @@ def list_command(storage: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(run: str, storage: str, yes: bool) -> None:
     """Removes a run with its checkpoints; data sets, tokenizers and stored targets stay."""
-    folder = _folder(storage, run)
+    folder = existing_run(storage, run)
     if folder.lease() is not None:
         raise ValueError(f"{run} is under way; `stillhouse stop {run}` first")
     if not yes:
@@ -261,16 +262,8 @@ def submit(
     sys.exit(submit_run(source, settings, address, working_dir, environment, not no_wait, console))
 
 
-def _folder(storage: str, run: str) -> RunFolder:
-    folder = RunFolder(absolute(storage), run)
-    if not folder.exists():
-        known = ", ".join(each.name for each in list_runs(absolute(storage))) or "none"
-        raise ValueError(f"There is no run {run!r} below {absolute(storage)} (runs: {known})")
-    return folder
-
-
 def _running(storage: str, run: str) -> RunFolder:
-    folder = _folder(storage, run)
+    folder = existing_run(storage, run)
     if folder.lease() is None:
         state = (folder.status() or {}).get("state", "created")
         raise ValueError(f"{run} is not under way (it is {state})")

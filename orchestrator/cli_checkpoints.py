@@ -5,8 +5,9 @@ import sys
 from typing import Literal, TextIO
 
 import click
+from rich.console import Console
 
-from orchestrator.cli_options import storage_option
+from orchestrator.cli_options import existing_run, storage_option
 from orchestrator.run_folder import absolute
 
 
@@ -103,4 +104,44 @@ def export(
     click.echo(export_checkpoint(checkpoint, folder, absolute(storage), dtype))
 
 
-COMMANDS = (evaluate, generate, import_command, export)
+@click.command()
+@click.argument("run")
+@click.option("--verify", is_flag=True, help="Read every file; exits with 1 if one is damaged.")
+@click.option("--pin", metavar="STEP", type=int, multiple=True, help="Keep it, whatever comes.")
+@click.option("--unpin", metavar="STEP", type=int, multiple=True, help="Let it go with the others.")
+@click.option("--delete", metavar="STEP", type=int, multiple=True, help="Remove it.")
+@storage_option
+def checkpoints(
+    run: str,
+    verify: bool,
+    pin: tuple[int, ...],
+    unpin: tuple[int, ...],
+    delete: tuple[int, ...],
+    storage: str,
+) -> None:
+    """Lists a run's checkpoints, after verifying, pinning or deleting some.
+
+    Damaged ones go into quarantine, where no run finds them; those found whole come back.
+    """
+    from orchestrator import catalogue
+    from orchestrator.checkpoints import (
+        check_steps,
+        checkpoints_table,
+        delete_checkpoints,
+        verify_checkpoints,
+    )
+
+    console = Console()
+    folder = existing_run(storage, run)
+    check_steps(folder, [*pin, *unpin, *delete])
+    for step in pin:
+        catalogue.pin_checkpoint(folder.url, step)
+    for step in unpin:
+        catalogue.unpin_checkpoint(folder.url, step)
+    delete_checkpoints(folder, delete)
+    whole = verify_checkpoints(folder, console) if verify else True
+    console.print(checkpoints_table(folder))
+    sys.exit(0 if whole else 1)
+
+
+COMMANDS = (checkpoints, evaluate, generate, import_command, export)

@@ -4,6 +4,8 @@ from typing import Any
 
 import click
 
+from orchestrator.run_folder import RunFolder, absolute, list_runs
+
 storage_option = click.option(
     "--storage",
     envvar="STILLHOUSE_STORAGE",
@@ -39,3 +41,12 @@ class NumTeachers(click.IntRange):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | str:
         return "auto" if value == "auto" else super().convert(value, param, ctx)
+
+
+def existing_run(storage: str, run: str) -> RunFolder:
+    """The run that a command names. Raises ValueError, with the runs there are."""
+    folder = RunFolder(absolute(storage), run)
+    if not folder.exists():
+        known = ", ".join(each.name for each in list_runs(absolute(storage))) or "none"
+        raise ValueError(f"There is no run {run!r} below {absolute(storage)} (runs: {known})")
+    return folder

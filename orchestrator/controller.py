@@ -9,7 +9,14 @@ from typing import Any
 
 from configs.checks import layout
 from configs.run import RunConfig
-from orchestrator.catalogue import steps_to_delete
+from orchestrator.checkpoint_care import (
+    Cared,
+    evaluate_next,
+    judged,
+    quarantine,
+    retain,
+    waiting_steps,
+)
 from orchestrator.fault_policy import HUNG, Failure, FaultKind, GiveUp, cause, decide
 from orchestrator.run_state import (
     TRANSITIONS,
@@ -18,8 +25,6 @@ from orchestrator.run_state import (
     AttemptFinished,
     Broken,
     Committed,
-    Delete,
-    Evaluate,
     Evaluated,
     EvaluationFailed,
     Event,
@@ -40,7 +45,6 @@ from orchestrator.run_state import (
 )
 from orchestrator.teacher_scaling import Bounds, Window, judge
 
-MAX_WAITING_EVALUATIONS = 8
 STOP_WITHIN_S = 60.0
 
 
@@ -129,6 +133,8 @@ class Controller:
             self._end(State.FAILED, decision.reason)
             return
         self._use(kind)
+        if kind is FaultKind.CORRUPT_CHECKPOINT and self.snapshot.resumed_from is not None:
+            self._care(quarantine(self.snapshot, self.snapshot.resumed_from, failure.message))
         self._set(relaunch_at_s=now_s + decision.after_s)
         self._go(State.RECOVERING)
 
@@ -140,21 +146,28 @@ class Controller:
         self._on_failed(AttemptFailed(event.attempt, (failure,)), now_s)
 
     def _on_committed(self, event: Committed, now_s: float) -> None:
-        self._set(steps=event.steps)
+        self._set(steps=event.steps, pinned=event.pinned)
 
     def _on_evaluated(self, event: Evaluated, now_s: float) -> None:
-        self._judged(event.step, event.bits_per_byte)
+        self.snapshot = judged(self.snapshot, event.step, event.bits_per_byte)
         self._say("evaluated", step=event.step, bits_per_byte=event.bits_per_byte)
 
     def _on_evaluation_failed(self, event: EvaluationFailed, now_s: float) -> None:
         self._say("evaluation_failed", step=event.step, message=event.message)
+        if event.corrupt:
+            self._set(evaluating=None)
+            self._care(quarantine(self.snapshot, event.step, event.message))
+            if self.snapshot.state is State.EVALUATING and event.step == self.snapshot.step:
+                self._set(relaunch_at_s=now_s)
+                self._go(State.RECOVERING)
+            return
         kind = FaultKind.EVALUATOR_DIED
         decision = decide(kind, event.message, self.snapshot.used, self._config.faults)
         if event.retry and not isinstance(decision, GiveUp):
             self._use(kind)
             self._set(evaluating=None)
         else:
-            self._judged(event.step, None)
+            self.snapshot = judged(self.snapshot, event.step, None)
 
     def _on_stop(self, event: StopAsked, now_s: float) -> None:
         if self.snapshot.stop_asked:
@@ -208,9 +221,10 @@ class Controller:
             self._set(kill_at_s=now_s + STOP_WITHIN_S)
             self._actions.append(KillAttempt(now.attempt))
         if not now.state.is_terminal:
-            self._evaluate_next()
-            self._retain()
-        if self.snapshot.state is State.EVALUATING and not self._waiting():
+            self._care(evaluate_next(self.snapshot, self._config.evaluation))
+            self._care(retain(self.snapshot, self._config))
+        waiting = waiting_steps(self.snapshot, self._config.evaluation)
+        if self.snapshot.state is State.EVALUATING and not waiting:
             self._end(State.FINISHED, None)
 
     def _is_alive(self, attempt: int) -> bool:
@@ -238,39 +252,14 @@ class Controller:
             self._actions.append(SetTeachers(teachers))
 
     def _launch(self) -> None:
-        self._set(attempt=self.snapshot.attempt + 1)
+        newest = max(self.snapshot.steps, default=None)
+        self._set(attempt=self.snapshot.attempt + 1, resumed_from=newest)
         self._go(State.STARTING)
         self._actions.append(StartAttempt(self.snapshot.attempt))
 
-    def _waiting(self) -> list[int]:
-        """Checkpoints that are still to be judged, oldest first."""
-        if not self._config.evaluation.enabled:
-            return []
-        return [step for step in self.snapshot.steps if step not in self.snapshot.evaluated]
-
-    def _evaluate_next(self) -> None:
-        waiting = self._waiting()
-        while len(waiting) > MAX_WAITING_EVALUATIONS:
-            skipped = next(step for step in waiting if step != self.snapshot.evaluating)
-            waiting.remove(skipped)
-            self._set(evaluated={**self.snapshot.evaluated, skipped: None})
-            self._say("evaluation_skipped", step=skipped, waiting=len(waiting))
-        if waiting and self.snapshot.evaluating is None:
-            self._set(evaluating=waiting[0])
-            self._actions.append(Evaluate(waiting[0]))
-
-    def _retain(self) -> None:
-        """Waiting checkpoints are pinned: each is judged before it may go."""
-        judged = {s: v for s, v in self.snapshot.evaluated.items() if v is not None}
-        pinned = set(self._waiting())
-        for step in steps_to_delete(self.snapshot.steps, judged, pinned, self._config.checkpoint):
-            self._set(steps=tuple(s for s in self.snapshot.steps if s != step))
-            self._actions.append(Delete(step))
-
-    def _judged(self, step: int, bits_per_byte: float | None) -> None:
-        evaluating = None if self.snapshot.evaluating == step else self.snapshot.evaluating
-        evaluated = {**self.snapshot.evaluated, step: bits_per_byte}
-        self._set(evaluated=evaluated, evaluating=evaluating)
+    def _care(self, cared: Cared) -> None:
+        self.snapshot = cared.snapshot
+        self._actions += cared.actions
 
     def _use(self, kind: FaultKind) -> None:
         used = self.snapshot.used

@@ -178,7 +178,11 @@ class ControllerActor:
 
     def _look_for_steps(self) -> list[run_state.Event]:
         steps = tuple(catalogue.committed_steps(self._folder.url))
-        return [run_state.Committed(steps)] if steps != self._machine.snapshot.steps else []
+        pinned = tuple(catalogue.pinned_steps(self._folder.url))
+        known = self._machine.snapshot
+        if (steps, pinned) == (known.steps, known.pinned):
+            return []
+        return [run_state.Committed(steps, pinned)]
 
     def _take_in(self, event: run_state.Event, now_s: float) -> None:
         self._actions += self._machine.on(event, now_s)
@@ -209,6 +213,8 @@ class ControllerActor:
         elif isinstance(action, run_state.Delete):
             catalogue.delete_checkpoint(self._folder.url, action.step)
             self._events.say("checkpoint_deleted", step=action.step)
+        elif isinstance(action, run_state.Quarantine):
+            catalogue.quarantine(self._folder.url, action.step, action.reason)
         else:
             self._release()
 

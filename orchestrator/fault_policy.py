@@ -18,6 +18,7 @@ class FaultKind(enum.StrEnum):
     PREEMPTED = "preempted"
     DRIVER_DIED = "driver_died"
     EVALUATOR_DIED = "evaluator_died"
+    CORRUPT_CHECKPOINT = "corrupt_checkpoint"
     NO_CAPACITY = "no_capacity"
     USER_ERROR = "user_error"
     UNKNOWN = "unknown"
@@ -87,6 +88,7 @@ _PASSING = {"ConnectionError", "TimeoutError"}
 _ORDER = [
     ({DRIVER_DIED}, FaultKind.DRIVER_DIED),
     ({HUNG}, FaultKind.HOST_HUNG),
+    ({"CorruptOwnCheckpointError"}, FaultKind.CORRUPT_CHECKPOINT),
     (_PREEMPTIONS, FaultKind.PREEMPTED),
     (_USER, FaultKind.USER_ERROR),
     (_DEATHS, FaultKind.HOST_DIED),
@@ -121,6 +123,8 @@ def decide(
     """Whether a fault is outlived. `used` counts the earlier faults by kind."""
     if kind is FaultKind.USER_ERROR:
         return GiveUp(message)
+    if kind is FaultKind.CORRUPT_CHECKPOINT:
+        return Relaunch(0)  # each time there is one checkpoint less to start from
     budget = getattr(budgets, kind.value)
     count = used.get(kind.value, 0)
     if count >= budget:

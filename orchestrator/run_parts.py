@@ -17,6 +17,7 @@ from orchestrator.ray_calls import answer, is_ready, start_actor
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_pool import pool_apps
 from workers.evaluator_actor import EvaluatorActor
+from workers.integrity import CorruptOwnCheckpointError
 from workers.jobs import EvaluationJob, StartPoint, StudentJob
 from workers.preparer import prepare
 from workers.storage import join
@@ -215,7 +216,9 @@ class EvaluationPart:
             evaluation = answer(self._result)
         except RayTaskError as error:
             self._result = None
-            return [run_state.EvaluationFailed(self._step, str(error.cause), retry=False)]
+            corrupt = isinstance(error.cause, CorruptOwnCheckpointError)
+            message = str(error.cause)
+            return [run_state.EvaluationFailed(self._step, message, retry=False, corrupt=corrupt)]
         except RayError as error:
             self._actor = self._result = None
             return [run_state.EvaluationFailed(self._step, str(error), retry=True)]

@@ -38,7 +38,8 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.TRAINING: frozenset({State.RECOVERING, State.STOPPING, State.EVALUATING, State.FAILED}),
     State.RECOVERING: frozenset({State.STARTING, State.STOPPED, State.FAILED}),
     State.STOPPING: frozenset({State.STOPPED, State.EVALUATING}),
-    State.EVALUATING: frozenset({State.FINISHED, State.STOPPED}),
+    # Back to training where the last checkpoint proves to be damaged.
+    State.EVALUATING: frozenset({State.FINISHED, State.STOPPED, State.RECOVERING}),
     State.FINISHED: frozenset(),
     State.STOPPED: frozenset(),
     State.FAILED: frozenset(),
@@ -98,6 +99,8 @@ class Committed:
     """The complete checkpoints on storage."""
 
     steps: tuple[int, ...]
+    pinned: tuple[int, ...] = ()
+    """Those that a user wants kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +113,12 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationFailed:
-    """The evaluator died (`retry`) or refused the checkpoint."""
+    """The evaluator died (`retry`) or refused the checkpoint, perhaps since it is damaged."""
 
     step: int
     message: str
     retry: bool
+    corrupt: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +191,14 @@ class Delete:
 
 
 @dataclasses.dataclass(frozen=True)
+class Quarantine:
+    """Nobody is to use this checkpoint any more."""
+
+    step: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Release:
     """Everything the run still holds on the cluster is to go."""
 
@@ -199,7 +211,7 @@ class Say:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-Action = StartAttempt | KillAttempt | SetTeachers | Evaluate | Delete | Release | Say
+Action = StartAttempt | KillAttempt | SetTeachers | Evaluate | Delete | Quarantine | Release | Say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +232,9 @@ class Snapshot:
     step: int | None = None
     """Where the newest attempt that ended by itself came to."""
     steps: tuple[int, ...] = ()
+    pinned: tuple[int, ...] = ()
+    resumed_from: int | None = None
+    """The checkpoint of this run that the newest attempt started from."""
     evaluating: int | None = None
     evaluated: dict[int, float | None] = dataclasses.field(default_factory=dict)
     """Bits per byte by step; None where the checkpoint could not be judged."""
@@ -230,8 +245,14 @@ class Snapshot:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Snapshot":
         evaluated = {int(step): value for step, value in values["evaluated"].items()}
-        steps = tuple(values["steps"])
+        steps, pinned = tuple(values["steps"]), tuple(values.get("pinned", ()))
         state = State(values["state"])
         scaling = Scaling(**values.get("scaling", {}))
-        read = {"state": state, "steps": steps, "evaluated": evaluated, "scaling": scaling}
+        read = {
+            "state": state,
+            "steps": steps,
+            "pinned": pinned,
+            "evaluated": evaluated,
+            "scaling": scaling,
+        }
         return cls(**{**values, **read})

@@ -1,6 +1,6 @@
 """When checkpoints are judged, and which are kept."""
 
-from orchestrator.controller import MAX_WAITING_EVALUATIONS
+from orchestrator.checkpoint_care import MAX_WAITING_EVALUATIONS
 from orchestrator.run_state import (
     Committed,
     Delete,
@@ -8,6 +8,7 @@ from orchestrator.run_state import (
     Evaluated,
     EvaluationFailed,
     Prepared,
+    Quarantine,
     StartAttempt,
     State,
     Stepped,
@@ -83,3 +84,31 @@ def test_without_evaluation_the_end_of_training_is_the_end():
     bench.feed(Prepared(FACTS), Stepped(1), Committed((2, 4)), finished(1))
     assert bench.state is State.FINISHED
     assert not of(Evaluate, bench.actions)
+
+
+def test_a_damaged_checkpoint_is_put_away_and_training_goes_on():
+    bench = Bench(make_config(checkpoint={"keep_latest": 3}))
+    bench.feed(Prepared(FACTS), Stepped(1), Committed((2, 4)), Evaluated(2, 3.0))
+    done = bench.feed(EvaluationFailed(4, "damaged", retry=False, corrupt=True))
+    assert of(Quarantine, done) == [Quarantine(4, "damaged")]
+    assert bench.state is State.TRAINING
+    # It counts as judged only when it has been made again.
+    assert 4 not in bench.snapshot.evaluated and bench.snapshot.steps == (2,)
+    assert of(Evaluate, bench.feed(Committed((2, 4)))) == [Evaluate(4)]
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_makes_it_again():
+    bench = Bench(make_config(checkpoint={"keep_latest": 3}))
+    bench.feed(Prepared(FACTS), Stepped(1), Committed((2, 4)), Evaluated(2, 3.0), finished(1))
+    done = bench.feed(EvaluationFailed(4, "damaged", retry=False, corrupt=True))
+    assert of(Quarantine, done) and of(StartAttempt, done) == [StartAttempt(2)]
+    assert bench.state is State.STARTING and bench.snapshot.resumed_from == 2
+    bench.feed(Stepped(2), Committed((2, 4)), finished(2), Evaluated(4, 2.0))
+    assert bench.state is State.FINISHED
+
+
+def test_what_a_user_has_pinned_stays():
+    bench = Bench(make_config(checkpoint={"keep_latest": 1, "keep_best": 0}))
+    bench.feed(Prepared(FACTS), Stepped(1), Committed((2,)), Evaluated(2, 3.0))
+    assert not of(Delete, bench.feed(Committed((2, 4), pinned=(2,)), Evaluated(4, 2.0)))
+    assert of(Delete, bench.feed(Committed((2, 4)))) == [Delete(2)]

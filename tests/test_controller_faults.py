@@ -4,10 +4,13 @@ from itertools import pairwise
 
 import pytest
 
+from orchestrator.fault_policy import Failure
 from orchestrator.run_state import (
     Broken,
+    Committed,
     Event,
     Prepared,
+    Quarantine,
     StartAttempt,
     State,
     Stepped,
@@ -88,3 +91,29 @@ def test_attempts_are_numbered_without_gaps():
     assert all(b - a == 1 for a, b in pairwise(numbers))
     assert numbers[0] == 1
     assert len(numbers) == 8
+
+
+CORRUPT = Failure(0, ("CorruptOwnCheckpointError", "CorruptCheckpointError", "ValueError"), "bad")
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it():
+    bench = Bench()
+    bench.feed(Prepared(FACTS), Stepped(1), Committed((2, 4)))
+    assert bench.snapshot.resumed_from is None
+    bench.feed(failed(1))
+    assert bench.snapshot.resumed_from == 4
+    done = bench.feed(failed(2, CORRUPT))
+    assert of(Quarantine, done) == [Quarantine(4, "bad")]
+    assert of(StartAttempt, done) == [StartAttempt(3)]
+    assert bench.snapshot.resumed_from == 2
+    # With none left the run begins anew, which is better than to end it.
+    bench.feed(failed(3, CORRUPT))
+    assert bench.snapshot.steps == () and bench.snapshot.resumed_from is None
+    assert bench.state is State.STARTING
+
+
+def test_damage_to_what_a_run_starts_from_is_the_users_to_mend():
+    bench = Bench()
+    failure = Failure(0, ("CorruptCheckpointError", "ValueError"), "the teacher is damaged")
+    bench.feed(Prepared(FACTS), Stepped(1), Committed((2,)), failed(1, failure))
+    assert bench.state is State.FAILED and bench.snapshot.steps == (2,)

@@ -1,13 +1,12 @@
-"""Checkpoints: Orbax behind one thin module, with a catalogue entry and a verified digest.
+"""Checkpoints: Orbax behind one thin module, with a catalogue entry and verified digests.
 
-A checkpoint of step s is the folder `checkpoints/<s>/`, which Orbax commits as a whole, and
-then the entry `checkpoints/<s>.json`. Only what has an entry counts: a folder without one was
-cut off before its commit, and is written anew. Whoever deletes takes the entry first.
+A checkpoint of step s is the folder `checkpoints/<s>/`, which Orbax commits as a whole and which
+then gets a digest of each of its files, and the entry `checkpoints/<s>.json`. Only what has an
+entry counts: a folder without one was cut off before its commit, and is written anew. Whoever
+deletes takes the entry first.
 """
 
 import dataclasses
-import hashlib
-import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,12 +24,19 @@ from model.tensor_files import FileDtype
 from model.transformer import init_params
 from workers.code_identity import software
 from workers.digest import state_digest
+from workers.integrity import (
+    CorruptCheckpointError,
+    check_files,
+    sealed,
+    unsealed,
+    write_file_digests,
+)
 from workers.storage import exists, join, read_json, write_json
 from workers.train_step import Params, TrainState, init_state, state_shardings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_WITHOUT_FILE_DIGESTS = 1
 FOLDER = "checkpoints"
-_SEAL = "seal"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +74,6 @@ class CheckpointMeta:
     def params_item(self) -> str:
         """Orbax's name for the parameters; what is saved in pieces is always called `state`."""
         return "params" if self.imported_dtype is None else "state"
-
-
-class CorruptCheckpointError(ValueError):
-    """The bytes of a checkpoint are not those that were saved."""
 
 
 def checkpoint_url(run_url: str, step: int) -> str:
@@ -142,6 +144,7 @@ class CheckpointWriter:
         try:
             response.result()
             if jax.process_index() == 0:
+                write_file_digests(checkpoint_url(self._run_url, meta.step))
                 write_json(entry_url(self._run_url, meta.step), dataclasses.asdict(meta))
                 self._on_commit(meta)
         except BaseException as error:
@@ -154,27 +157,27 @@ def read_meta(url: str) -> CheckpointMeta:
     """Reads what the checkpoint at `url` says about itself.
 
     Raises:
-        ValueError: there is none, or its format is not this one.
-        CorruptCheckpointError: its bytes have changed since they were saved.
+        ValueError: its format is not one of ours.
+        CorruptCheckpointError: there is none, or its bytes have changed since they were saved.
     """
     if not exists(join(url, "commit_success.txt")):
-        raise ValueError(f"There is no complete checkpoint at {url}")
+        raise CorruptCheckpointError(f"There is no complete checkpoint at {url}")
     values: Any = ocp.checkpointables_metadata(url).custom_metadata
     if not isinstance(values, dict) or "format_version" not in values:
-        raise ValueError(
+        raise CorruptCheckpointError(
             f"{url} is an Orbax checkpoint, but not one of Stillhouse, or what it says about "
             f"itself is damaged"
         )
-    if values["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{url} has checkpoint format {values['format_version']}; this version reads "
-            f"{FORMAT_VERSION}: use the release that wrote it"
-        )
-    described = {name: value for name, value in values.items() if name != _SEAL}
-    if sealed(described) != values:
+    described = unsealed(values)
+    if described is None:
         raise CorruptCheckpointError(
             f"What {url} says about itself is not what was saved: its files are damaged; use "
             f"another checkpoint"
+        )
+    if described["format_version"] not in (_WITHOUT_FILE_DIGESTS, FORMAT_VERSION):
+        raise ValueError(
+            f"{url} has checkpoint format {described['format_version']}; this version reads up to "
+            f"{FORMAT_VERSION}: use the release that wrote it"
         )
     return CheckpointMeta(**described)
 
@@ -187,6 +190,7 @@ def restore_state(url: str, config: RunConfig, mesh: Mesh) -> TrainState:
         CorruptCheckpointError: the bytes have changed since they were saved.
     """
     meta = read_meta(url)
+    check_own_files(url, meta)
     if not meta.optimizer_digest:
         raise ValueError(
             f"{url} holds imported weights, without an optimizer or a place in the data: start a "
@@ -220,15 +224,24 @@ def load_params(url: str, mesh: Mesh | None = None) -> tuple[ModelConfig, Params
     return model, params
 
 
+def check_own_files(url: str, meta: CheckpointMeta, item: str | None = None) -> None:
+    """Compares this process's share of the files at `url` with what was written.
+
+    Args:
+        item: only those of this part of the checkpoint.
+
+    Raises:
+        CorruptCheckpointError: names the files that are not.
+    """
+    if meta.format_version == _WITHOUT_FILE_DIGESTS:
+        return
+    below = "" if item is None else f"{item}/"
+    check_files(url, lambda name: name.startswith(below), jax.process_index(), jax.process_count())
+
+
 def read_entry(run_url: str, step: int) -> CheckpointMeta:
     """The catalogue's entry of a step. Raises FileNotFoundError if there is none."""
     return CheckpointMeta(**read_json(entry_url(run_url, step)))
-
-
-def sealed(described: dict[str, Any]) -> dict[str, Any]:
-    """With a digest of its own: a flipped bit in a model's sizes would go unseen otherwise."""
-    text = json.dumps(described, sort_keys=True)
-    return {**described, _SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def _optimizer_part(state: TrainState) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
+from workers.integrity import own_checkpoint
 from workers.jobs import EvaluationJob
 
 if TYPE_CHECKING:
@@ -30,4 +31,5 @@ class EvaluatorActor:
 
         if self._evaluator is None:
             self._evaluator = Evaluator(self._job)
-        return dataclasses.asdict(self._evaluator.evaluate(url))
+        with own_checkpoint():
+            return dataclasses.asdict(self._evaluator.evaluate(url))

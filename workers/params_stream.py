@@ -14,13 +14,12 @@ from model.transformer import init_params
 from model.weights import Leaf, nested
 from workers.checkpoint import (
     CheckpointMeta,
-    CorruptCheckpointError,
     compare,
     read_items,
     read_meta,
-    sealed,
 )
 from workers.digest import join_digests, state_digest
+from workers.integrity import CorruptCheckpointError, sealed
 from workers.storage import remove_tree
 
 # A host that wants a part of a leaf reads no more than the chunks around it.

@@ -1,5 +1,6 @@
 """The student's training loop on one host of the gang. Knows nothing of Ray."""
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -23,6 +24,7 @@ from workers.checkpoint import (
     restore_state,
 )
 from workers.host_targets import HostTargets
+from workers.integrity import own_checkpoint
 from workers.jobs import StudentJob
 from workers.phases import Phase
 from workers.record import STEPS, EventWriter, SegmentWriter
@@ -88,7 +90,9 @@ class Student:
         self._saver = CheckpointWriter(job.run_url, self._committed)
         reader = RowReader.open(job.storage_url, job.dataset_digest, "train", cache_dir())
         self._rows = StepRows(reader, config, _local_rows(self._mesh, config.batch.rows))
-        self._state = self._initial_state()
+        resumes = job.start.kind == "resume"
+        with own_checkpoint() if resumes else contextlib.nullcontext():
+            self._state = self._initial_state()
         self._codec = None
         self._targets = None
         self._unembedding: tuple[Unembedding, ...] = ()

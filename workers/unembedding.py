@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 from model.codecs.base import HIDDEN_DTYPE
 from model.targets import Unembedding
 from model.transformer import init_params
-from workers.checkpoint import compare, read_items, read_meta
+from workers.checkpoint import check_own_files, compare, read_items, read_meta
 from workers.train_step import unembedding_shardings
 
 
@@ -19,8 +19,8 @@ def load_unembedding(url: str, vocab_size: int, num_rows: int, mesh: Mesh) -> Un
     """The embedding and final soft-cap of the checkpoint at `url`, and nothing else of it.
 
     The embedding comes in the type of hidden states on the wire, with as many rows as the
-    student's, so that the mesh divides both alike. A digest covers all parameters only, so what
-    verifies these bytes are the checksums of the storage format.
+    student's, so that the mesh divides both alike. The digest of the state covers all parameters
+    only, so what verifies these bytes are the digests of the files.
 
     Args:
         vocab_size: the student's, which the teacher has to share.
@@ -28,7 +28,7 @@ def load_unembedding(url: str, vocab_size: int, num_rows: int, mesh: Mesh) -> Un
 
     Raises:
         ValueError: a teacher of another vocabulary.
-        CorruptCheckpointError: the files cannot be read.
+        CorruptCheckpointError: the files are not those that were saved.
     """
     meta = read_meta(url)
     model, item = meta.model, meta.params_item
@@ -39,6 +39,7 @@ def load_unembedding(url: str, vocab_size: int, num_rows: int, mesh: Mesh) -> Un
         )
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     compare(url, {item: shapes})
+    check_own_files(url, meta, item)
     there, shardings = shapes["embedding"], unembedding_shardings(mesh)
     by_rows, whole = shardings
     place = by_rows if there.shape[0] % mesh.shape["model"] == 0 else whole

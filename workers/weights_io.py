@@ -18,6 +18,7 @@ from model.tokenizer import Tokenizer
 from model.weights import leaves_of, tensor_shapes
 from workers.checkpoint import CheckpointMeta, read_meta
 from workers.code_identity import software
+from workers.integrity import write_file_digests
 from workers.params_stream import read_params, save_params
 from workers.preparer import TOKENIZER_FILE, tokenizer_url
 from workers.storage import exists, join, read_bytes, remove_tree, write_atomic
@@ -60,6 +61,7 @@ def import_weights(folder: Path, url: str, num_rows: int | None = None) -> Check
     meta = save_params(url, leaves_of(model), lambda leaf: leaf.join(reader.read), meta)
     try:
         write_atomic(join(url, TOKENIZER_FILE), tokenizer.model_bytes)
+        write_file_digests(url)
     except BaseException:
         remove_tree(url)
         raise

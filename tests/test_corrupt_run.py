@@ -1,0 +1,70 @@
+"""A run whose newest checkpoint is damaged while it is away: it goes on from the one before."""
+
+import os
+import signal
+from pathlib import Path
+
+from configs.load import parse_run
+from orchestrator import catalogue
+from orchestrator.history import read_events, read_steps
+from orchestrator.launch import create_run, start_controller
+from orchestrator.run_folder import RunFolder
+from tests.distilled_runs import embedded_ray, wait_until
+from tests.runs import text_folder, tiny_values
+from workers.checkpoint import checkpoint_url
+
+STEPS = 300
+
+
+def start(storage: Path, address: str, name: str) -> RunFolder:
+    values = tiny_values(storage, name) | {
+        "steps": STEPS,
+        "checkpoint": {"every_steps": 20, "keep_latest": 3},
+        "evaluation": {"enabled": False},
+    }
+    folder = create_run(parse_run(values, "test"))
+    start_controller(folder, address)
+    return folder
+
+
+def end_of(folder: RunFolder) -> tuple[list[str], str]:
+    """The losses of all steps, bit for bit, and the digest of the last state."""
+    wait_until(lambda: folder.lease() is None)
+    status = folder.status() or {}
+    assert status["state"] == "finished", status
+    lines = read_steps(folder.url)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    return [line["loss"].hex() for line in lines], status["digest"]
+
+
+def damage_newest(run_url: str) -> int:
+    """Flips a bit in the parameters of the newest checkpoint; its step."""
+    step = catalogue.committed_steps(run_url)[-1]
+    files = Path(checkpoint_url(run_url, step)).rglob("params/**/d/*")
+    path = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return step
+
+
+def test_a_damaged_checkpoint_costs_no_more_than_the_steps_since_the_one_before(tmp_path: Path):
+    text_folder(tmp_path)
+    with embedded_ray() as address:
+        folder = start(tmp_path, address, "damaged")
+        wait_until(lambda: len(catalogue.committed_steps(folder.url)) >= 2)
+        ready = next(e for e in read_events(folder.url) if e["event"] == "host_ready")
+        os.kill(ready["pid"], signal.SIGSTOP)  # so that no newer checkpoint comes between
+        damaged = damage_newest(folder.url)
+        os.kill(ready["pid"], signal.SIGKILL)
+        result = end_of(folder)
+        assert result == end_of(start(tmp_path, address, "undisturbed"))
+
+    events = read_events(folder.url)
+    put_away = [e for e in events if e["event"] == "checkpoint_quarantined"]
+    assert [event["step"] for event in put_away] == [damaged]
+    assert "has changed" in put_away[0]["reason"]
+    kinds = [e["kind"] for e in events if e["event"] == "attempt_failed"]
+    assert kinds == ["host_died", "corrupt_checkpoint"]
+    starts = [e["step"] for e in events if e["event"] == "host_ready"]
+    assert starts == [0, put_away[0]["newest"]]
