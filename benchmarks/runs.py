@@ -1,5 +1,6 @@
 """Whole runs on this machine, for benchmarks that read what a run's record says of its steps."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -80,7 +81,8 @@ def give_own_core(folder: RunFolder) -> None:
         ready = [event for event in read_events(folder.url) if event["event"] == "host_ready"]
     for event in ready:
         for thread in os.listdir(f"/proc/{event['pid']}/task"):
-            os.sched_setaffinity(int(thread), {_STUDENT_CORE})
+            with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
+                os.sched_setaffinity(int(thread), {_STUDENT_CORE})
 
 
 def step_rate(lines: list[dict[str, Any]]) -> float:
