@@ -127,6 +127,9 @@ class FaultConfig(Section):
     host_hung: int = changeable(10, ge=0, description="Attempts that the watchdog has ended.")
     evaluator_died: int = changeable(10, ge=0, description="Losses of the evaluation actor.")
     no_capacity: int = changeable(20, ge=0, description="Attempts that found no room to start.")
+    storage: int = changeable(
+        20, ge=0, description="Attempts that storage refused what they cannot go on without."
+    )
     unknown: int = changeable(3, ge=0, description="Errors of no known kind.")
 
 

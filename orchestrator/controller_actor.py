@@ -33,7 +33,7 @@ from workers.tally import Tally
 
 TICK_S = 0.2
 LOOK_AT_STORAGE_S = 1.0
-STORAGE_PATIENCE_S = 60.0
+TELL_OF_STORAGE_EVERY_S = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +55,9 @@ class ControllerActor:
         self._tracking = TrackingPart(self._folder.url, self._config, spec)
         self._machine = Controller(self._config, self._load_snapshot())
         self._remembered: Snapshot | None = None
+        self._heard: list[run_state.Event] = []
         self._actions: list[run_state.Action] = []
-        self._storage_answered_s = time.monotonic()
+        self._told_of_storage_s = -TELL_OF_STORAGE_EVERY_S
         self._preparation = PreparationPart(spec, self._config)
         self._attempt = AttemptPart(spec, self._config)
         self._evaluation = EvaluationPart(spec, self._config)
@@ -112,29 +113,34 @@ class ControllerActor:
         self._leave()
 
     def _turn_patiently(self) -> None:
-        """One turn; storage that does not answer is tried again for a while."""
+        """One turn; storage that does not answer is tried again as long as it takes.
+
+        The students train on meanwhile: a full disk is no reason to end a run.
+        """
         try:
             self._turn()
-            self._storage_answered_s = time.monotonic()
         except OSError as error:
-            if time.monotonic() - self._storage_answered_s > STORAGE_PATIENCE_S:
-                raise
-            _log.warning("Storage does not answer, will try again: %s", error)
+            now_s = time.monotonic()
+            if now_s - self._told_of_storage_s > TELL_OF_STORAGE_EVERY_S:
+                self._told_of_storage_s = now_s
+                _log.warning("Storage does not answer, will try again: %s", error)
 
     def _turn(self) -> None:
+        self._carry_out()  # what storage refused the last time
         now_s = time.time()
-        events = [run_state.Ticked(), *self._poll()]
+        self._heard += [run_state.Ticked(), *self._poll()]
         ended = (run_state.AttemptFinished, run_state.AttemptFailed)
         commands: list[tuple[str, dict[str, Any]]] = []
         look = now_s - self._looked_at_s >= LOOK_AT_STORAGE_S
-        if look or any(isinstance(event, ended) for event in events):
+        if look or any(isinstance(event, ended) for event in self._heard):
             # Before an end or a relaunch is decided on, the last checkpoint has to be known.
-            self._looked_at_s = now_s
             commands = self._folder.commands()
             found = [_event_of(command) for _, command in commands]
-            events = [*self._look_for_steps(), *found, *events]
-        for event in events:
-            self._take_in(event, now_s)
+            self._heard = [*self._look_for_steps(), *found, *self._heard]
+            self._looked_at_s = now_s
+        while self._heard:
+            self._actions += self._machine.on(self._heard.pop(0), now_s)
+            self._carry_out()
         for name, _ in commands:
             # Only now is it remembered; to take a command in twice does no harm.
             self._folder.take(name)
@@ -184,8 +190,7 @@ class ControllerActor:
             return []
         return [run_state.Committed(steps, pinned)]
 
-    def _take_in(self, event: run_state.Event, now_s: float) -> None:
-        self._actions += self._machine.on(event, now_s)
+    def _carry_out(self) -> None:
         if self._machine.snapshot != self._remembered:
             # What is remembered comes first: an action lost with the controller is made good
             # by its next life, one done twice might not be.

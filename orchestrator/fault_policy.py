@@ -20,6 +20,7 @@ class FaultKind(enum.StrEnum):
     EVALUATOR_DIED = "evaluator_died"
     CORRUPT_CHECKPOINT = "corrupt_checkpoint"
     NO_CAPACITY = "no_capacity"
+    STORAGE = "storage"
     USER_ERROR = "user_error"
     UNKNOWN = "unknown"
 
@@ -79,12 +80,11 @@ _USER = {
     "NotImplementedError",
     "FileNotFoundError",
     "PermissionError",
-    "OSError",
+    "NotADirectoryError",
+    "IsADirectoryError",
     "CorruptCheckpointError",
     "TeacherUnavailableError",
 }
-# OSErrors that the next try may not meet.
-_PASSING = {"ConnectionError", "TimeoutError"}
 _ORDER = [
     ({DRIVER_DIED}, FaultKind.DRIVER_DIED),
     ({HUNG}, FaultKind.HOST_HUNG),
@@ -93,6 +93,8 @@ _ORDER = [
     (_USER, FaultKind.USER_ERROR),
     (_DEATHS, FaultKind.HOST_DIED),
     (_CAPACITY, FaultKind.NO_CAPACITY),
+    # What the next try may not meet: a full disk, a storage that is away.
+    ({"OSError"}, FaultKind.STORAGE),
 ]
 
 
@@ -108,8 +110,7 @@ def cause(failures: tuple[Failure, ...]) -> tuple[FaultKind, Failure]:
             return FaultKind.USER_ERROR, failure
     for names, kind in _ORDER:
         for failure in failures:
-            passing = names is _USER and not _PASSING.isdisjoint(failure.error_types)
-            if not passing and not names.isdisjoint(failure.error_types):
+            if not names.isdisjoint(failure.error_types):
                 return kind, failure
     for failure in failures:
         if _ECHOES.intersection(failure.error_types):

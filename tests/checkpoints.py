@@ -9,7 +9,8 @@ import jax
 from configs.load import parse_run
 from configs.run import RunConfig
 from tests.runs import tiny_values
-from workers.checkpoint import CheckpointMeta, CheckpointWriter, checkpoint_url, describe
+from workers.checkpoint import CheckpointMeta, checkpoint_url, describe
+from workers.checkpoint_writer import CheckpointWriter
 from workers.train_step import TrainState, init_state
 
 

@@ -11,10 +11,9 @@ from jax.sharding import Mesh
 
 from model.sharding import make_mesh
 from tests.checkpoints import fresh_state, save_state, tiny_config
-from workers import checkpoint, integrity
+from workers import checkpoint, checkpoint_writer, integrity
 from workers.checkpoint import (
     CheckpointMeta,
-    CheckpointWriter,
     checkpoint_url,
     describe,
     entry_url,
@@ -23,6 +22,7 @@ from workers.checkpoint import (
     read_meta,
     restore_state,
 )
+from workers.checkpoint_writer import CheckpointWriter
 from workers.digest import state_digest
 from workers.integrity import FILE_DIGESTS, CorruptCheckpointError
 from workers.train_step import TrainState, state_shardings
@@ -95,13 +95,13 @@ def test_a_step_counts_only_when_its_entry_is_there(tmp_path, monkeypatch):
     state = state_on(mesh_named("one"))
     meta = meta_of(state)
     url = checkpoint_url(str(tmp_path), 3)
-    write = checkpoint.write_json
+    write = checkpoint_writer.write_json
 
     def check_and_write(entry: str, value: object) -> None:
         assert read_meta(url) == meta and not told
         write(entry, value)
 
-    monkeypatch.setattr(checkpoint, "write_json", check_and_write)
+    monkeypatch.setattr(checkpoint_writer, "write_json", check_and_write)
     writer = CheckpointWriter(str(tmp_path), told.append)
     writer.save(state, meta)
     writer.wait()
@@ -111,7 +111,7 @@ def test_a_step_counts_only_when_its_entry_is_there(tmp_path, monkeypatch):
     def fail(entry: str, value: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(checkpoint, "write_json", fail)
+    monkeypatch.setattr(checkpoint_writer, "write_json", fail)
     later = state._replace(step=state.step + 1)
     writer.save(later, meta_of(later))
     with pytest.raises(OSError, match="disk is full"):

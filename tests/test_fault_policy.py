@@ -41,9 +41,11 @@ def failure(*names: str, host: int | None = 0) -> Failure:
         (("CorruptCheckpointError", "ValueError"), FaultKind.USER_ERROR),
         (("TeacherUnavailableError", "RuntimeError", "ActorDiedError"), FaultKind.USER_ERROR),
         (("FileNotFoundError", "OSError"), FaultKind.USER_ERROR),
-        (("OSError",), FaultKind.USER_ERROR),  # a full disk
-        (("ConnectionResetError", "ConnectionError", "OSError"), FaultKind.UNKNOWN),
-        (("TimeoutError", "OSError"), FaultKind.UNKNOWN),
+        (("PermissionError", "OSError"), FaultKind.USER_ERROR),
+        (("OSError",), FaultKind.STORAGE),  # a full disk
+        (("ConnectionResetError", "ConnectionError", "OSError"), FaultKind.STORAGE),
+        (("TimeoutError", "OSError"), FaultKind.STORAGE),
+        (("CorruptOwnCheckpointError", "ValueError"), FaultKind.CORRUPT_CHECKPOINT),
         (("JaxRuntimeError", "RuntimeError"), FaultKind.HOST_DIED),
         (("SomethingNew",), FaultKind.UNKNOWN),
         ((), FaultKind.UNKNOWN),

@@ -7,9 +7,6 @@ deletes takes the entry first.
 """
 
 import dataclasses
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -27,11 +24,9 @@ from workers.digest import state_digest
 from workers.integrity import (
     CorruptCheckpointError,
     check_files,
-    sealed,
     unsealed,
-    write_file_digests,
 )
-from workers.storage import exists, join, read_json, write_json
+from workers.storage import exists, join, read_json
 from workers.train_step import Params, TrainState, init_state, state_shardings
 
 FORMAT_VERSION = 2
@@ -99,7 +94,7 @@ def describe(
         step=step,
         data_position=step * config.batch.rows,
         params_digest=state_digest(state.params),
-        optimizer_digest=state_digest(_optimizer_part(state)),
+        optimizer_digest=state_digest(optimizer_part(state)),
         config=config.model_dump(mode="json"),
         software=software(),
         tokenizer_digest=tokenizer_digest,
@@ -107,50 +102,6 @@ def describe(
         teacher_digest=teacher_digest,
         attempt=attempt,
     )
-
-
-class CheckpointWriter:
-    """Saves asynchronously, one at a time; all processes of the gang call it alike."""
-
-    def __init__(self, run_url: str, on_commit: Callable[[CheckpointMeta], None]):
-        self._run_url = run_url
-        self._on_commit = on_commit
-        self._pending: Future[None] | None = None
-
-    def save(self, state: TrainState, meta: CheckpointMeta) -> None:
-        """Starts to save `state`; returns when its arrays are copied off the devices.
-
-        Waits for the save before, and raises what that one met.
-        """
-        self.wait()
-        response = ocp.save_checkpointables_async(
-            checkpoint_url(self._run_url, meta.step),
-            {"params": state.params, "optimizer": _optimizer_part(state)},
-            overwrite=True,
-            custom_metadata=sealed(dataclasses.asdict(meta)),
-        )
-        self._pending = Future()
-        threading.Thread(
-            target=self._commit, args=(response, meta, self._pending), name="commit"
-        ).start()
-
-    def wait(self) -> None:
-        """Returns when the last save is committed. Raises what it met."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
-
-    def _commit(self, response: Any, meta: CheckpointMeta, pending: Future[None]) -> None:
-        try:
-            response.result()
-            if jax.process_index() == 0:
-                write_file_digests(checkpoint_url(self._run_url, meta.step))
-                write_json(entry_url(self._run_url, meta.step), dataclasses.asdict(meta))
-                self._on_commit(meta)
-        except BaseException as error:
-            pending.set_exception(error)
-        else:
-            pending.set_result(None)
 
 
 def read_meta(url: str) -> CheckpointMeta:
@@ -198,10 +149,10 @@ def restore_state(url: str, config: RunConfig, mesh: Mesh) -> TrainState:
         )
     shapes = jax.eval_shape(lambda: init_state(config, 0))
     template = jax.tree.map(_placed, shapes, state_shardings(config, mesh))
-    loaded = _load(url, {"params": template.params, "optimizer": _optimizer_part(template)})
+    loaded = _load(url, {"params": template.params, "optimizer": optimizer_part(template)})
     state = TrainState(loaded["params"], **loaded["optimizer"])
     _verify(url, "parameters", state.params, meta.params_digest)
-    _verify(url, "optimizer", _optimizer_part(state), meta.optimizer_digest)
+    _verify(url, "optimizer", optimizer_part(state), meta.optimizer_digest)
     return state
 
 
@@ -244,7 +195,7 @@ def read_entry(run_url: str, step: int) -> CheckpointMeta:
     return CheckpointMeta(**read_json(entry_url(run_url, step)))
 
 
-def _optimizer_part(state: TrainState) -> dict[str, Any]:
+def optimizer_part(state: TrainState) -> dict[str, Any]:
     return {"opt_state": state.opt_state, "step": state.step}
 
 

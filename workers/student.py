@@ -16,9 +16,6 @@ from model.sharding import MESH_AXES, batch_sharding, make_mesh
 from model.targets import HiddenCodec, Unembedding
 from workers.cache import cache_dir
 from workers.checkpoint import (
-    CheckpointMeta,
-    CheckpointWriter,
-    describe,
     load_params,
     read_meta,
     restore_state,
@@ -29,6 +26,7 @@ from workers.jobs import StudentJob
 from workers.phases import Phase
 from workers.record import STEPS, EventWriter, SegmentWriter
 from workers.rows import RowReader
+from workers.saves import Saves
 from workers.step_rows import StepRows
 from workers.storage import join
 from workers.targets_protocol import TargetSource
@@ -87,7 +85,7 @@ class Student:
         writer = f"a{job.attempt:04d}-h{host:04d}"
         self._events = EventWriter(job.run_url, f"student-{writer}")
         self._record = SegmentWriter(join(job.run_url, STEPS), writer, config.record.flush_s)
-        self._saver = CheckpointWriter(job.run_url, self._committed)
+        self._saves = Saves(job, self._mesh, self._record, self._events, hooks.enter)
         reader = RowReader.open(job.storage_url, job.dataset_digest, "train", cache_dir())
         self._rows = StepRows(reader, config, _local_rows(self._mesh, config.batch.rows))
         resumes = job.start.kind == "resume"
@@ -124,7 +122,6 @@ class Student:
 
         Raises:
             TeacherUnavailableError: no teacher answered in time.
-            OSError: the record or a checkpoint cannot be written.
         """
         steps = range(self._job.start.step, self._job.config.steps)
         before: _Dispatched | None = None
@@ -139,15 +136,13 @@ class Student:
                 if before is not None:
                     stopped = self._settle(before)
                 before = dispatched
-                if stopped or self._checkpoint_due(dispatched.step):
+                if stopped or self._saves.due(dispatched.step):
                     stopped |= self._settle(dispatched)
                     before = None
                     self._save()
                 if stopped:
                     break
-            self._hooks.enter(Phase.CHECKPOINT)
-            self._saver.wait()
-            meta = self._describe()
+            meta = self._saves.finish(self._state)
         finally:
             self._rows.close()
             if self._targets is not None:
@@ -220,30 +215,9 @@ class Student:
         return bool(metrics.signal)
 
     def _save(self) -> None:
-        """The record up to this step becomes durable first, so that no resume finds a gap."""
-        self._hooks.enter(Phase.CHECKPOINT)
         began = time.perf_counter()
-        self._record.flush()
-        self._saver.save(self._state, self._describe())
+        self._saves.save(self._state)
         self._checkpoint_stall_s += time.perf_counter() - began
-
-    def _checkpoint_due(self, step: int) -> bool:
-        config = self._job.config
-        return step % config.checkpoint.every_steps == 0 or step == config.steps
-
-    def _describe(self) -> CheckpointMeta:
-        job = self._job
-        return describe(
-            self._state,
-            job.config,
-            tokenizer_digest=job.tokenizer_digest,
-            dataset_digest=job.dataset_digest,
-            teacher_digest=job.teacher_digest,
-            attempt=job.attempt,
-        )
-
-    def _committed(self, meta: CheckpointMeta) -> None:
-        self._events.say("checkpoint", step=meta.step, digest=meta.digest)
 
     def _initial_state(self) -> TrainState:
         start, config = self._job.start, self._job.config
