@@ -72,6 +72,12 @@ class CheckpointConfig(Section):
     """When the state is saved, and which saves are kept."""
 
     every_steps: int = changeable(100, ge=1, description="Steps between two checkpoints.")
+    snapshot_every_steps: int | None = changeable(
+        10,
+        ge=1,
+        description="Steps between two snapshots in the memory of a process beside each host, from "
+        "which a run goes on after a fault without reading storage; `null` takes none.",
+    )
     keep_latest: int = changeable(2, ge=1, description="Newest checkpoints that are kept.")
     keep_best: int = changeable(
         1, ge=0, description="Checkpoints kept for the lowest held-out bits per byte."

@@ -25,6 +25,7 @@ from orchestrator.run_state import (
     AttemptFinished,
     Broken,
     Committed,
+    DropSnapshots,
     Evaluated,
     EvaluationFailed,
     Event,
@@ -135,6 +136,8 @@ class Controller:
         self._use(kind)
         if kind is FaultKind.CORRUPT_CHECKPOINT and self.snapshot.resumed_from is not None:
             self._care(quarantine(self.snapshot, self.snapshot.resumed_from, failure.message))
+        if kind is FaultKind.SNAPSHOT_LOST:
+            self._actions.append(DropSnapshots())
         self._set(relaunch_at_s=now_s + decision.after_s)
         self._go(State.RECOVERING)
 

@@ -28,6 +28,7 @@ from orchestrator.watchdog import Watch
 from workers.host_watch import STACKS, hosts_with_stacks
 from workers.phases import Doing
 from workers.record import EventWriter, LogSegments
+from workers.snapshot_keeper import drop_keepers
 from workers.student_host import NAMESPACE, controller_name
 from workers.tally import Tally
 
@@ -220,6 +221,8 @@ class ControllerActor:
             self._events.say("checkpoint_deleted", step=action.step)
         elif isinstance(action, run_state.Quarantine):
             catalogue.quarantine(self._folder.url, action.step, action.reason)
+        elif isinstance(action, run_state.DropSnapshots):
+            drop_keepers(self._spec.run_id)
         else:
             self._release()
 
@@ -228,6 +231,7 @@ class ControllerActor:
         self._preparation.kill()
         self._attempt.kill(self._machine.snapshot.attempt)
         self._evaluation.kill()
+        drop_keepers(self._spec.run_id)
         if self._pool is not None:
             self._pool.remove()
 

@@ -19,6 +19,7 @@ class FaultKind(enum.StrEnum):
     DRIVER_DIED = "driver_died"
     EVALUATOR_DIED = "evaluator_died"
     CORRUPT_CHECKPOINT = "corrupt_checkpoint"
+    SNAPSHOT_LOST = "snapshot_lost"
     NO_CAPACITY = "no_capacity"
     STORAGE = "storage"
     USER_ERROR = "user_error"
@@ -48,6 +49,9 @@ class GiveUp:
 
     reason: str
 
+
+UNBOUNDED = {FaultKind.CORRUPT_CHECKPOINT, FaultKind.SNAPSHOT_LOST}
+"""Each time there is less to start from, so that they come to an end by themselves."""
 
 # What a host reports when it is another host that died: never the cause itself.
 _ECHOES = {"JaxRuntimeError", "XlaRuntimeError"}
@@ -89,6 +93,7 @@ _ORDER = [
     ({DRIVER_DIED}, FaultKind.DRIVER_DIED),
     ({HUNG}, FaultKind.HOST_HUNG),
     ({"CorruptOwnCheckpointError"}, FaultKind.CORRUPT_CHECKPOINT),
+    ({"SnapshotLostError"}, FaultKind.SNAPSHOT_LOST),
     (_PREEMPTIONS, FaultKind.PREEMPTED),
     (_USER, FaultKind.USER_ERROR),
     (_DEATHS, FaultKind.HOST_DIED),
@@ -124,8 +129,8 @@ def decide(
     """Whether a fault is outlived. `used` counts the earlier faults by kind."""
     if kind is FaultKind.USER_ERROR:
         return GiveUp(message)
-    if kind is FaultKind.CORRUPT_CHECKPOINT:
-        return Relaunch(0)  # each time there is one checkpoint less to start from
+    if kind in UNBOUNDED:
+        return Relaunch(0)
     budget = getattr(budgets, kind.value)
     count = used.get(kind.value, 0)
     if count >= budget:

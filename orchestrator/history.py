@@ -1,5 +1,6 @@
 """Reads a run's record back: each step once, whatever its attempts wrote."""
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -25,7 +26,7 @@ def merge_steps(segments: Iterable[tuple[str, list[Line]]]) -> list[Line]:
     targets were is joined to its own.
     """
     attempts: dict[int, dict[int, Line]] = {}
-    others: dict[tuple[int, int], Line] = {}
+    others: dict[tuple[int, int], dict[str, Line]] = {}
     starts: dict[int, int] = {}
     for writer, lines in segments:
         attempt = int(writer[1:5])
@@ -35,14 +36,15 @@ def merge_steps(segments: Iterable[tuple[str, list[Line]]]) -> list[Line]:
             elif "loss" in line:
                 attempts.setdefault(attempt, {})[line["step"]] = line
             else:
-                before = others.get((attempt, line["step"]))
-                others[attempt, line["step"]] = _together(line, before)
+                # A line that an attempt carried on from memory may be there twice.
+                others.setdefault((attempt, line["step"]), {})[writer] = line
     steps: dict[int, Line] = {}
     for attempt, first in sorted(starts.items()):
         steps = {step: line for step, line in steps.items() if step <= first}
         steps |= attempts.get(attempt, {})
     return [
-        _together(line, others.get((line["attempt"], step))) for step, line in sorted(steps.items())
+        functools.reduce(_together, others.get((line["attempt"], step), {}).values(), line)
+        for step, line in sorted(steps.items())
     ]
 
 
@@ -74,10 +76,8 @@ def read_logs(run_url: str) -> list[Line]:
     return sorted(lines, key=lambda line: line["time_s"])
 
 
-def _together(line: Line, other: Line | None) -> Line:
+def _together(line: Line, other: Line) -> Line:
     """A host's line of a step with what another one's adds to it."""
-    if other is None:
-        return line
     parts, more = line["stall_s"], other["stall_s"]
     stall_s = {part: max(parts.get(part, 0.0), more.get(part, 0.0)) for part in parts | more}
     targets = [each["targets"] for each in (line, other) if "targets" in each]

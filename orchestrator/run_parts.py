@@ -19,7 +19,9 @@ from orchestrator.run_pool import pool_apps
 from workers.evaluator_actor import EvaluatorActor
 from workers.integrity import CorruptOwnCheckpointError
 from workers.jobs import EvaluationJob, StartPoint, StudentJob
+from workers.memory_tier import newest_complete
 from workers.preparer import prepare
+from workers.snapshot_keeper import held_by_keepers
 from workers.storage import join
 from workers.student_host import NAMESPACE
 
@@ -113,7 +115,7 @@ class AttemptPart:
         self._outcome: Any = None
 
     def start(self, attempt: int, facts: dict[str, Any], steps: tuple[int, ...]) -> None:
-        """Launches an attempt from the newest checkpoint, or from where the run begins."""
+        """Launches an attempt from the newest snapshot or checkpoint, or where the run begins."""
         job = StudentJob(
             config=self._config,
             storage_url=self._spec.storage_url,
@@ -177,6 +179,10 @@ class AttemptPart:
         self._driver = self._outcome = None
 
     def _start_point(self, steps: tuple[int, ...]) -> StartPoint:
+        saved = max(steps, default=0)
+        source = newest_complete(held_by_keepers(self._spec.run_id))
+        if source is not None and source.step > saved:
+            return StartPoint("resume", None, source.step, source)
         if steps:
             step = max(steps)
             url = join(self._spec.run_url, "checkpoints", f"{step:08d}")

@@ -199,6 +199,11 @@ class Quarantine:
 
 
 @dataclasses.dataclass(frozen=True)
+class DropSnapshots:
+    """What is in memory outside the gang is not to be used any more."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Release:
     """Everything the run still holds on the cluster is to go."""
 
@@ -211,7 +216,17 @@ class Say:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-Action = StartAttempt | KillAttempt | SetTeachers | Evaluate | Delete | Quarantine | Release | Say
+Action = (
+    StartAttempt
+    | KillAttempt
+    | SetTeachers
+    | Evaluate
+    | Delete
+    | Quarantine
+    | DropSnapshots
+    | Release
+    | Say
+)
 
 
 @dataclasses.dataclass(frozen=True)

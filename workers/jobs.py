@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from configs.run import RunConfig, TeacherConfig
+from workers.memory_tier import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,6 +14,8 @@ class StartPoint:
     kind: Literal["fresh", "resume", "weights", "fork"]
     url: str | None = None
     step: int = 0
+    memory: Source | None = None
+    """Snapshots to resume from, instead of a checkpoint."""
 
 
 Work = Literal["train", "targets"]

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workers.storage import join, write_atomic
@@ -60,6 +60,11 @@ class SegmentWriter:
             with self._lines_lock:
                 del self._lines[:count]
 
+    def pending(self) -> tuple[str, ...]:
+        """The lines that may not be on storage yet, oldest first."""
+        with self._lines_lock:
+            return tuple(self._lines)
+
     def close(self) -> None:
         """Writes what is left and ends the background thread."""
         self._closed.set()
@@ -73,6 +78,16 @@ class SegmentWriter:
             except Exception as error:  # object stores raise errors of their own kinds
                 # The lines stay in memory; the next checkpoint's flush raises if it lasts.
                 _log.warning("The record cannot be written, will try again: %s", error)
+
+
+def write_carried(folder_url: str, writer: str, attempt: int, lines: Sequence[str]) -> None:
+    """Writes lines that `writer` may not have come to, for an attempt that goes on from them.
+
+    Some of them may be on storage already: a reader counts each line of a writer once.
+    """
+    if lines:
+        text = "".join(line + "\n" for line in lines)
+        write_atomic(join(folder_url, f"{writer}-a{attempt:04d}.jsonl"), text.encode())
 
 
 class EventWriter:

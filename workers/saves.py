@@ -67,7 +67,9 @@ class Saves:
         """Returns when `state`, with which an attempt ends, is saved, however long it takes."""
         self._enter(Phase.CHECKPOINT)
         step, pause_s = int(state.step), FIRST_PAUSE_S
-        started = self._started_step == step or step == self._job.start.step
+        start = self._job.start
+        on_storage = start.memory is None and step == start.step
+        started = on_storage or self._started_step == step
         while not (self._settle() and started):
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

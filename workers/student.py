@@ -23,10 +23,13 @@ from workers.checkpoint import (
 from workers.host_targets import HostTargets
 from workers.integrity import own_checkpoint
 from workers.jobs import StudentJob
+from workers.memory_tier import Snapshots
 from workers.phases import Phase
-from workers.record import STEPS, EventWriter, SegmentWriter
+from workers.record import STEPS, EventWriter, SegmentWriter, write_carried
 from workers.rows import RowReader
 from workers.saves import Saves
+from workers.snapshot_taker import Keep, SnapshotTaker
+from workers.snapshots import put_back
 from workers.step_rows import StepRows
 from workers.storage import join
 from workers.targets_protocol import TargetSource
@@ -56,11 +59,15 @@ class Finish:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """The loop's ties to the world: all of them return at once."""
+    """The loop's ties to the world: they return at once where nothing else is said."""
 
     signal: Callable[[], int] = lambda: 0
     progress: Callable[[dict[str, Any]], None] = lambda line: None
     enter: Callable[[Phase], None] = lambda phase: None
+    keep: Keep | None = None
+    """Takes snapshots over; may take its time."""
+    snapshots: Snapshots | None = None
+    """Those that the attempt starts from, if it does."""
 
 
 class _Dispatched(NamedTuple):
@@ -86,6 +93,7 @@ class Student:
         self._events = EventWriter(job.run_url, f"student-{writer}")
         self._record = SegmentWriter(join(job.run_url, STEPS), writer, config.record.flush_s)
         self._saves = Saves(job, self._mesh, self._record, self._events, hooks.enter)
+        self._taker = SnapshotTaker(job, writer, self._record, self._events, hooks.keep)
         reader = RowReader.open(job.storage_url, job.dataset_digest, "train", cache_dir())
         self._rows = StepRows(reader, config, _local_rows(self._mesh, config.batch.rows))
         resumes = job.start.kind == "resume"
@@ -113,6 +121,7 @@ class Student:
             attempt=job.attempt,
             host=host,
             step=job.start.step,
+            start="memory" if job.start.memory is not None else job.start.kind,
             machine=platform.node(),
             pid=os.getpid(),
         )
@@ -136,10 +145,11 @@ class Student:
                 if before is not None:
                     stopped = self._settle(before)
                 before = dispatched
-                if stopped or self._saves.due(dispatched.step):
+                save = stopped or self._saves.due(dispatched.step)
+                if save or self._taker.due(dispatched.step):
                     stopped |= self._settle(dispatched)
                     before = None
-                    self._save()
+                    self._save(save or stopped)
                 if stopped:
                     break
             meta = self._saves.finish(self._state)
@@ -147,6 +157,7 @@ class Student:
             self._rows.close()
             if self._targets is not None:
                 self._targets.close()
+            self._taker.close()
             self._record.close()
             self._events.close()
         return Finish(meta.step, meta.digest, stopped and meta.step < self._job.config.steps)
@@ -214,13 +225,19 @@ class Student:
         self._settled_at, self._has_settled = now, True
         return bool(metrics.signal)
 
-    def _save(self) -> None:
+    def _save(self, on_storage: bool) -> None:
+        """Saves the state in memory, if that is due, and on storage, if asked to."""
         began = time.perf_counter()
-        self._saves.save(self._state)
+        if self._taker.due(int(self._state.step)):
+            self._taker.take(self._state)
+        if on_storage:
+            self._saves.save(self._state)
         self._checkpoint_stall_s += time.perf_counter() - began
 
     def _initial_state(self) -> TrainState:
         start, config = self._job.start, self._job.config
+        if start.memory is not None:
+            return self._from_memory()
         if start.url is not None:
             self._check_same_data(start.url)
         if start.kind in ("resume", "fork"):
@@ -235,6 +252,16 @@ class Student:
                     f"start_from.checkpoint: {start.url} holds a model of other sizes than `model:`"
                 )
             state = state._replace(params=params)
+        return state
+
+    def _from_memory(self) -> TrainState:
+        snapshots, job = self._hooks.snapshots, self._job
+        assert snapshots is not None, "an attempt that starts from memory is given it"
+        host = jax.process_index()
+        state = put_back(job.config, self._mesh, snapshots.pieces(host))
+        if host == 0:
+            for writer, lines in snapshots.lines().items():
+                write_carried(join(job.run_url, STEPS), writer, job.attempt, lines)
         return state
 
     def _check_same_data(self, url: str) -> None:

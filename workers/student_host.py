@@ -12,18 +12,19 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from workers.jobs import StudentJob
 from workers.phases import Phases
 from workers.ray_metrics import StudentMetrics
+from workers.snapshot_keeper import NAMESPACE, Fetch, Keep
 from workers.tally import Tally
 
 if TYPE_CHECKING:
     from workers.targets_protocol import TargetSource
 
-NAMESPACE = "stillhouse"
 HEARTBEAT_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -112,6 +113,24 @@ def _source(apps: list[str], job: StudentJob, host: int) -> "Iterator[TargetSour
         events.close()
 
 
+def _memory_tier(job: StudentJob, run_id: str, host: int) -> dict[str, Any]:
+    """The hooks through which the student keeps snapshots, and finds those it starts from."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    from configs.checks import layout
+
+    hooks: dict[str, Any] = {}
+    if job.start.memory is not None:
+        hooks["snapshots"] = Fetch(job.start.memory)
+    if job.work == "train" and job.config.checkpoint.snapshot_every_steps is not None:
+        # Only a host knows its own machine. Each keeper outlives the gang on purpose.
+        node = np.frombuffer(bytes.fromhex(ray.get_runtime_context().get_node_id()), np.uint8)
+        nodes = [bytes(each).hex() for each in np.atleast_2d(process_allgather(node))]
+        plan = layout(job.config)
+        hooks["keep"] = Keep(run_id, host, nodes, plan.num_hosts // plan.num_slices)
+    return hooks
+
+
 def train_loop(payload: dict[str, Any]) -> None:
     """What Ray Train runs on each host. `payload`: `job`, `run_id`, `apps`, `code`."""
     import jax
@@ -138,9 +157,10 @@ def train_loop(payload: dict[str, Any]) -> None:
         lambda: _tell_busy(payload["run_id"], job.attempt),
     )
     heartbeat = Heartbeat(payload["run_id"], job.attempt, phases) if host == 0 else None
-    hooks = Hooks(enter=phases.enter)
+    hooks = Hooks(enter=phases.enter, **_memory_tier(job, payload["run_id"], host))
     if heartbeat is not None:
-        hooks = Hooks(heartbeat.signal, heartbeat.progress, phases.enter)
+        told = {"signal": heartbeat.signal, "progress": heartbeat.progress}
+        hooks = dataclasses.replace(hooks, **told)
     began = time.time()
     try:
         with _source(payload["apps"], job, host) as source:
