@@ -51,7 +51,7 @@ def tiny_values(storage: Path, name: str) -> dict[str, Any]:
             "held_out_rows": 8,
         },
         "batch": {"rows": 8},
-        "checkpoint": {"every_steps": 2},
+        "checkpoint": {"every_steps": 2, "snapshot_every_steps": None},
         "evaluation": {"rows_per_batch": 4},
         "tracking": {"wandb": "off"},
         "record": {"flush_s": 0.2},

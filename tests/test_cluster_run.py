@@ -169,7 +169,7 @@ def config(storage: Path, name: str, steps: int) -> RunConfig:
         "batch": {"rows": 16, "microbatches": 1},
         "mesh": {"data": 2, "fsdp": 2, "model": 2},
         "cluster": {"accelerator": "v4", "topology": "2x2x2", "num_slices": 2},
-        "checkpoint": {"every_steps": EVERY_STEPS},
+        "checkpoint": {"every_steps": EVERY_STEPS, "snapshot_every_steps": 1},
     }
     return parse_run(values, "test")
 

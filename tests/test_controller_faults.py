@@ -8,6 +8,7 @@ from orchestrator.fault_policy import Failure
 from orchestrator.run_state import (
     Broken,
     Committed,
+    DropSnapshots,
     Event,
     Prepared,
     Quarantine,
@@ -117,3 +118,12 @@ def test_damage_to_what_a_run_starts_from_is_the_users_to_mend():
     failure = Failure(0, ("CorruptCheckpointError", "ValueError"), "the teacher is damaged")
     bench.feed(Prepared(FACTS), Stepped(1), Committed((2,)), failed(1, failure))
     assert bench.state is State.FAILED and bench.snapshot.steps == (2,)
+
+
+def test_snapshots_that_are_lost_are_not_asked_for_again():
+    bench = Bench()
+    failure = Failure(1, ("SnapshotLostError", "RuntimeError"), "gone")
+    done = bench.feed(Prepared(FACTS), Stepped(1), Committed((2,)), failed(1), failed(2, failure))
+    assert of(DropSnapshots, done) == [DropSnapshots()]
+    assert of(StartAttempt, done)[-1] == StartAttempt(3)
+    assert bench.snapshot.steps == (2,) and not of(Quarantine, done)

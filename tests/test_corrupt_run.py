@@ -19,7 +19,7 @@ STEPS = 300
 def start(storage: Path, address: str, name: str) -> RunFolder:
     values = tiny_values(storage, name) | {
         "steps": STEPS,
-        "checkpoint": {"every_steps": 20, "keep_latest": 3},
+        "checkpoint": {"every_steps": 20, "keep_latest": 3, "snapshot_every_steps": None},
         "evaluation": {"enabled": False},
     }
     folder = create_run(parse_run(values, "test"))

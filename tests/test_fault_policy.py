@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from configs.run import FaultConfig
 from orchestrator.fault_policy import (
     DRIVER_DIED,
+    UNBOUNDED,
     Failure,
     FaultKind,
     GiveUp,
@@ -19,7 +20,7 @@ from orchestrator.fault_policy import (
 
 ECHOES = ("JaxRuntimeError", "XlaRuntimeError")
 BUDGETS = FaultConfig()
-BUDGETED = [kind for kind in FaultKind if kind is not FaultKind.USER_ERROR]
+BUDGETED = [kind for kind in FaultKind if kind not in {FaultKind.USER_ERROR, *UNBOUNDED}]
 
 
 def failure(*names: str, host: int | None = 0) -> Failure:
@@ -46,6 +47,7 @@ def failure(*names: str, host: int | None = 0) -> Failure:
         (("ConnectionResetError", "ConnectionError", "OSError"), FaultKind.STORAGE),
         (("TimeoutError", "OSError"), FaultKind.STORAGE),
         (("CorruptOwnCheckpointError", "ValueError"), FaultKind.CORRUPT_CHECKPOINT),
+        (("SnapshotLostError", "ActorDiedError"), FaultKind.SNAPSHOT_LOST),
         (("JaxRuntimeError", "RuntimeError"), FaultKind.HOST_DIED),
         (("SomethingNew",), FaultKind.UNKNOWN),
         ((), FaultKind.UNKNOWN),
@@ -91,6 +93,11 @@ def test_no_failure_at_all_is_a_mistake_of_the_caller():
 def test_each_kind_but_the_users_has_a_budget():
     assert {kind.value for kind in BUDGETED} == set(FaultConfig.model_fields)
     assert get_args(Relaunch | GiveUp) == (Relaunch, GiveUp)
+
+
+def test_what_comes_to_an_end_by_itself_is_outlived_at_once():
+    for kind in UNBOUNDED:
+        assert decide(kind, "lost", {kind.value: 1000}, BUDGETS) == Relaunch(0)
 
 
 def test_a_users_error_is_given_up_at_once_in_its_own_words():

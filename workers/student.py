@@ -203,6 +203,7 @@ class Student:
 
     def _settle(self, step: _Dispatched) -> bool:
         """Waits for a step's metrics and records them; true when some host asks to stop."""
+        self._taker.wait()  # so that no more steps than the snapshots' interval are ever at stake
         metrics = StepMetrics(*(value.item() for value in jax.device_get(step.metrics)))
         now = time.perf_counter()
         line: dict[str, Any] = {"step": step.step, "stall_s": step.stall_s}
