@@ -37,7 +37,7 @@ def steady_config(
     steady: dict[str, Any] = {
         "steps": steps,
         "evaluation": {"enabled": False},
-        "checkpoint": {"every_steps": 10**6},
+        "checkpoint": {"every_steps": 10**6, "snapshot_every_steps": None},
         "record": {"flush_s": 5.0},
     }
     if teacher is not None:

@@ -25,6 +25,7 @@ from orchestrator.run_state import Snapshot, State
 from orchestrator.student_pulse import StudentPulse
 from orchestrator.tracking import TrackingPart
 from orchestrator.watchdog import Watch
+from workers.epochs import SupersededError, check_epoch, take_epoch
 from workers.host_watch import STACKS, hosts_with_stacks
 from workers.phases import Doing
 from workers.record import EventWriter, LogSegments
@@ -49,6 +50,7 @@ class ControllerActor:
         logging.getLogger().addHandler(LogSegments(self._folder.url, f"controller-{self._life}"))
         self._events = EventWriter(self._folder.url, f"controller-{self._life}")
         self._config: RunConfig = self._folder.config()
+        self._epoch = take_epoch(spec.run_url, _holder() or self._life, spec.address)
         self._pulse = StudentPulse()
         self._watch = Watch(self._config.watchdog)
         self._looked_at_s = self._renewed_at_s = 0.0
@@ -108,6 +110,12 @@ class ControllerActor:
             while not (self._machine.snapshot.state.is_terminal and not self._actions):
                 self._turn_patiently()
                 time.sleep(TICK_S)
+        except SupersededError as error:
+            # Nothing is written any more: the run's folder is another's.
+            _log.warning("This controller leaves: %s", error)
+            self._release()
+            self._end_actor()
+            return
         except Exception as error:
             _log.exception("The controller met an error of its own")
             self._fail(error)
@@ -135,6 +143,7 @@ class ControllerActor:
         look = now_s - self._looked_at_s >= LOOK_AT_STORAGE_S
         if look or any(isinstance(event, ended) for event in self._heard):
             # Before an end or a relaunch is decided on, the last checkpoint has to be known.
+            check_epoch(self._folder.url, self._epoch)
             commands = self._folder.commands()
             found = [_event_of(command) for _, command in commands]
             self._heard = [*self._look_for_steps(), *found, *self._heard]
@@ -207,7 +216,8 @@ class ControllerActor:
             self._events.say(action.event, **action.details)
         elif isinstance(action, run_state.StartAttempt):
             assert facts is not None
-            self._attempt.start(action.attempt, facts, self._machine.snapshot.steps)
+            check_epoch(self._folder.url, self._epoch)
+            self._attempt.start(action.attempt, facts, self._machine.snapshot.steps, self._epoch)
         elif isinstance(action, run_state.KillAttempt):
             self._attempt.kill(action.attempt)
         elif isinstance(action, run_state.SetTeachers):
@@ -256,6 +266,9 @@ class ControllerActor:
             self._folder.release_lease()
         except OSError:
             _log.exception("Storage does not take the run's last words; its lease runs out")
+        self._end_actor()
+
+    def _end_actor(self) -> None:
         me = ray.get_actor(controller_name(self._spec.run_id), NAMESPACE)
         ray.kill(me, no_restart=True)
 
@@ -286,6 +299,11 @@ class ControllerActor:
         }
         self._folder.write_status(status)
         self._tracking.gauge(status)
+
+
+def _holder() -> str | None:
+    """What names this actor in all its lives; None outside of one."""
+    return ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
 
 
 def _event_of(command: dict[str, Any]) -> run_state.Event:

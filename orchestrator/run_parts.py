@@ -114,13 +114,16 @@ class AttemptPart:
         self._driver: Any = None
         self._outcome: Any = None
 
-    def start(self, attempt: int, facts: dict[str, Any], steps: tuple[int, ...]) -> None:
+    def start(
+        self, attempt: int, facts: dict[str, Any], steps: tuple[int, ...], epoch: int
+    ) -> None:
         """Launches an attempt from the newest snapshot or checkpoint, or where the run begins."""
         job = StudentJob(
             config=self._config,
             storage_url=self._spec.storage_url,
             run_url=self._spec.run_url,
             attempt=attempt,
+            epoch=epoch,
             start=self._start_point(steps),
             dataset_digest=facts["dataset_digest"],
             tokenizer_digest=facts["tokenizer_digest"],

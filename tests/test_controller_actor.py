@@ -14,6 +14,7 @@ from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import AttemptFinished, Prepared, Snapshot, State
 from tests.runs import tiny_values
+from workers.epochs import take_epoch
 from workers.host_watch import stacks_url
 from workers.phases import Doing, Phase
 from workers.storage import join, write_atomic, write_json
@@ -279,3 +280,16 @@ def test_the_pool_is_scaled_by_hand_and_then_by_need(world: World):
     world.folder.send({"kind": "scale", "teachers": "auto"})
     assert ("pool", "scale", 6) in world.turn(actor)
     assert not world.remembered().scaling.by_hand
+
+
+def test_a_controller_that_another_cluster_has_superseded_writes_nothing(world: World):
+    actor = world.life(state=State.RECOVERING, facts=FACTS, attempt=1, relaunch_at_s=0.0)
+    take_epoch(world.folder.url, "another", "there:1")
+    world.folder.write_lease("another", "there:1")
+    remembered, held = world.remembered(), world.folder.lease()
+    ended: list[bool] = []
+    actor._end_actor = lambda: ended.append(True)
+    actor._run()
+    assert ended and ("attempt", "kill", 1) in world.calls
+    assert not [call for call in world.calls if call[:2] == ("attempt", "start")]
+    assert world.remembered() == remembered and world.folder.lease() == held

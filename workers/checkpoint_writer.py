@@ -10,6 +10,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from workers.checkpoint import CheckpointMeta, checkpoint_url, entry_url, optimizer_part
+from workers.epochs import SupersededError, check_epoch
 from workers.integrity import sealed, write_file_digests
 from workers.storage import write_json
 from workers.train_step import TrainState
@@ -20,11 +21,18 @@ class NotSavedError(OSError):
 
 
 class CheckpointWriter:
-    """Saves asynchronously, one at a time; all processes of the gang call it alike."""
+    """Saves asynchronously, one at a time; all processes of the gang call it alike.
 
-    def __init__(self, run_url: str, on_commit: Callable[[CheckpointMeta], None]):
+    Args:
+        epoch: outside of which nothing is committed; None: it always is.
+    """
+
+    def __init__(
+        self, run_url: str, on_commit: Callable[[CheckpointMeta], None], epoch: int | None = None
+    ):
         self._run_url = run_url
         self._on_commit = on_commit
+        self._epoch = epoch
         self._pending: Future[None] | None = None
 
     def save(self, state: TrainState, meta: CheckpointMeta) -> None:
@@ -49,6 +57,7 @@ class CheckpointWriter:
 
         Raises:
             NotSavedError: it could not be.
+            SupersededError: it must not be.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -58,9 +67,13 @@ class CheckpointWriter:
         try:
             response.result()
             if jax.process_index() == 0:
+                if self._epoch is not None:
+                    check_epoch(self._run_url, self._epoch)
                 write_file_digests(checkpoint_url(self._run_url, meta.step))
                 write_json(entry_url(self._run_url, meta.step), dataclasses.asdict(meta))
                 self._on_commit(meta)
+        except SupersededError as error:
+            pending.set_exception(error)
         except Exception as error:
             # TensorStore has a type of its own for what the operating system says of a file.
             reason = f"{type(error).__name__}: {error}".splitlines()[0]

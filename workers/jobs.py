@@ -37,6 +37,8 @@ class StudentJob:
     teacher_url: str | None = None
     """Where hidden states find their embedding; other targets need no teacher here."""
     work: Work = "train"
+    epoch: int | None = None
+    """That of the controller, outside of which nothing of this attempt counts; None without one."""
 
 
 @dataclasses.dataclass(frozen=True)

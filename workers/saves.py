@@ -38,7 +38,7 @@ class Saves:
         enter: Callable[[Phase], None],
     ):
         self._job, self._record, self._events, self._enter = job, record, events, enter
-        self._writer = CheckpointWriter(job.run_url, self._committed)
+        self._writer = CheckpointWriter(job.run_url, self._committed, job.epoch)
         self._sharding = signal_sharding(mesh)
         self._largest = jax.jit(
             lambda signals: signals.max(), out_shardings=NamedSharding(mesh, PartitionSpec())

@@ -137,6 +137,7 @@ def train_loop(payload: dict[str, Any]) -> None:
 
     from workers.cache import keep_compiled_programs
     from workers.code_identity import check_same_code
+    from workers.epochs import check_epoch
     from workers.host_watch import HostWatch, stacks_url
     from workers.record import LogSegments
     from workers.storage import join, write_json
@@ -144,8 +145,10 @@ def train_loop(payload: dict[str, Any]) -> None:
     from workers.target_builder import build_targets
 
     check_same_code(payload["code"])
-    keep_compiled_programs()
     job: StudentJob = payload["job"]
+    if job.epoch is not None:
+        check_epoch(job.run_url, job.epoch)
+    keep_compiled_programs()
     host = jax.process_index()
     handler = LogSegments(job.run_url, f"student-a{job.attempt:04d}-h{host:04d}")
     logging.getLogger().addHandler(handler)
