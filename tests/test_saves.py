@@ -1,0 +1,99 @@
+"""A student whose storage does not take its checkpoints for a while."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.run import RunConfig
+from orchestrator.catalogue import committed_steps
+from orchestrator.history import read_events
+from tests.students import NUM_STEPS, config_of, job_of, losses
+from workers.checkpoint import checkpoint_url, read_meta
+from workers.integrity import check_files
+from workers.preparer import Prepared
+from workers.student import Finish, Hooks, train
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+EVERY = {"checkpoint": {"every_steps": 2, "snapshot_every_steps": None}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text_storage: Path, facts: Prepared) -> tuple[RunConfig, Finish]:
+    config = config_of(text_storage, "undisturbed", **EVERY)
+    return config, train(job_of(facts, config))
+
+
+class Blocked:
+    """A file where a run's folder should be, as a disk refuses what is written below it."""
+
+    def __init__(self, config: RunConfig, name: str):
+        self.run_url = f"{config.storage}/runs/{config.name}"
+        self._path = Path(self.run_url, name)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("in the way")
+
+    def lift(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def lift_after(self, step: int) -> Hooks:
+        """Lifts it when the line of a step comes."""
+
+        def progress(line: dict[str, Any]) -> None:
+            if line["step"] == step:
+                self.lift()
+
+        return Hooks(progress=progress)
+
+    def failures(self) -> list[dict[str, Any]]:
+        return [e for e in read_events(self.run_url) if e["event"] == "checkpoint_failed"]
+
+
+def test_training_goes_on_and_saves_when_storage_is_back(text_storage, facts, undisturbed):
+    config = config_of(text_storage, "blocked", **EVERY)
+    blocked = Blocked(config, "checkpoints")
+    finish = train(job_of(facts, config), hooks=blocked.lift_after(3))
+    assert finish == undisturbed[1]
+    assert losses(config) == losses(undisturbed[0])
+    assert {event["step"] for event in blocked.failures()} == {2}
+    assert committed_steps(blocked.run_url)[-2:] == [4, NUM_STEPS]
+    check_files(checkpoint_url(blocked.run_url, 4))
+
+
+def test_no_checkpoint_counts_without_the_record_before_it(text_storage, facts, undisturbed):
+    config = config_of(text_storage, "no-record", **EVERY)
+    blocked = Blocked(config, "checkpoints")
+    blocked.lift()
+
+    def progress(line: dict[str, Any]) -> None:
+        record = Path(blocked.run_url, "record")
+        if line["step"] == 1:
+            record.rename(record.with_name("away"))
+            record.write_text("in the way")
+        if line["step"] == 4:
+            record.unlink()
+            record.with_name("away").rename(record)
+
+    finish = train(job_of(facts, config), hooks=Hooks(progress=progress))
+    assert finish == undisturbed[1]
+    assert losses(config) == losses(undisturbed[0])
+    assert {event["what"] for event in blocked.failures()} == {"record"}
+    assert 2 not in committed_steps(blocked.run_url)
+
+
+def test_the_last_checkpoint_is_waited_for(text_storage, facts, undisturbed, monkeypatch):
+    config = config_of(text_storage, "last", **EVERY)
+    blocked = Blocked(config, "checkpoints")
+    pauses_s: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses_s.append(seconds)
+        if len(pauses_s) == 3:
+            blocked.lift()
+
+    monkeypatch.setattr("workers.saves.time.sleep", sleep)
+    finish = train(job_of(facts, config))
+    assert finish == undisturbed[1]
+    assert pauses_s == [1.0, 2.0, 4.0]
+    assert committed_steps(blocked.run_url) == [NUM_STEPS]
+    assert read_meta(checkpoint_url(blocked.run_url, NUM_STEPS)).digest == finish.digest
