@@ -29,7 +29,6 @@ from workers.epochs import SupersededError, check_epoch, take_epoch
 from workers.host_watch import STACKS, hosts_with_stacks
 from workers.phases import Doing
 from workers.record import EventWriter, LogSegments
-from workers.snapshot_keeper import drop_keepers
 from workers.student_host import NAMESPACE, controller_name
 from workers.tally import Tally
 
@@ -232,7 +231,7 @@ class ControllerActor:
         elif isinstance(action, run_state.Quarantine):
             catalogue.quarantine(self._folder.url, action.step, action.reason)
         elif isinstance(action, run_state.DropSnapshots):
-            drop_keepers(self._spec.run_id)
+            self._attempt.drop_snapshots()
         else:
             self._release()
 
@@ -241,7 +240,7 @@ class ControllerActor:
         self._preparation.kill()
         self._attempt.kill(self._machine.snapshot.attempt)
         self._evaluation.kill()
-        drop_keepers(self._spec.run_id)
+        self._attempt.drop_snapshots()
         if self._pool is not None:
             self._pool.remove()
 

@@ -21,7 +21,7 @@ from workers.integrity import CorruptOwnCheckpointError
 from workers.jobs import EvaluationJob, StartPoint, StudentJob
 from workers.memory_tier import newest_complete
 from workers.preparer import prepare
-from workers.snapshot_keeper import held_by_keepers
+from workers.snapshot_keeper import drop_keepers, held_by_keepers
 from workers.storage import join
 from workers.student_host import NAMESPACE
 
@@ -180,6 +180,10 @@ class AttemptPart:
         remove_leftover_placement_groups()
         shutil.rmtree(self._scratch(), ignore_errors=True)
         self._driver = self._outcome = None
+
+    def drop_snapshots(self) -> None:
+        """Forgets what is in memory outside the gang."""
+        drop_keepers(self._spec.run_id)
 
     def _start_point(self, steps: tuple[int, ...]) -> StartPoint:
         saved = max(steps, default=0)

@@ -169,7 +169,7 @@ def test_what_is_decided_is_remembered_before_it_is_done(world: World):
     actor = world.life()
     world.parts["preparation"].events = [Prepared(FACTS)]
 
-    def start(attempt: int, facts: dict[str, Any], steps: tuple[int, ...]) -> None:
+    def start(attempt: int, *told: Any) -> None:
         assert world.remembered().state is State.STARTING
         assert world.remembered().attempt == attempt
         raise ConnectionError("dies here")

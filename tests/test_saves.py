@@ -1,5 +1,6 @@
 """A student whose storage does not take its checkpoints for a while."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from configs.run import RunConfig
 from orchestrator.catalogue import committed_steps
 from orchestrator.history import read_events
 from tests.students import NUM_STEPS, config_of, job_of, losses
+from workers import checkpoint_writer
 from workers.checkpoint import checkpoint_url, read_meta
 from workers.integrity import check_files
 from workers.preparer import Prepared
@@ -52,12 +54,36 @@ class Blocked:
 def test_training_goes_on_and_saves_when_storage_is_back(text_storage, facts, undisturbed):
     config = config_of(text_storage, "blocked", **EVERY)
     blocked = Blocked(config, "checkpoints")
-    finish = train(job_of(facts, config), hooks=blocked.lift_after(3))
+    finish = train(job_of(facts, config), hooks=blocked.lift_after(4))
     assert finish == undisturbed[1]
     assert losses(config) == losses(undisturbed[0])
-    assert {event["step"] for event in blocked.failures()} == {2}
-    assert committed_steps(blocked.run_url)[-2:] == [4, NUM_STEPS]
+    assert [(event["step"], event["what"]) for event in blocked.failures()] == [
+        (2, "folder"),
+        (3, "folder"),
+    ]
+    assert committed_steps(blocked.run_url) == [4, NUM_STEPS]
     check_files(checkpoint_url(blocked.run_url, 4))
+
+
+def test_a_save_that_fails_on_its_way_is_made_good(text_storage, facts, undisturbed, monkeypatch):
+    """As where the disk is full: what is begun is told at the next checkpoint, or waited for."""
+    config = config_of(text_storage, "on-its-way", **EVERY)
+    write, failed = checkpoint_writer.write_file_digests, list[str]()
+
+    def fail_twice(url: str) -> None:
+        if url.endswith(("4", f"{NUM_STEPS}")) and url not in failed:
+            failed.append(url)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(url)
+
+    monkeypatch.setattr(checkpoint_writer, "write_file_digests", fail_twice)
+    monkeypatch.setattr("workers.saves.FIRST_PAUSE_S", 0)
+    assert train(job_of(facts, config)) == undisturbed[1]
+    run_url = f"{config.storage}/runs/{config.name}"
+    events = [e for e in read_events(run_url) if e["event"] == "checkpoint_failed"]
+    assert [(event["step"], event["what"]) for event in events] == [(4, "save"), (6, "save")]
+    assert "No space left" in events[0]["reason"]
+    assert committed_steps(run_url) == [2, NUM_STEPS]
 
 
 def test_no_checkpoint_counts_without_the_record_before_it(text_storage, facts, undisturbed):

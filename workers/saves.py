@@ -8,11 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from workers.checkpoint import CheckpointMeta, describe
+from workers.checkpoint import FOLDER, CheckpointMeta, describe
 from workers.checkpoint_writer import CheckpointWriter
 from workers.jobs import StudentJob
 from workers.phases import Phase
 from workers.record import EventWriter, SegmentWriter
+from workers.storage import join, write_atomic
 from workers.train_step import TrainState, signal_sharding
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
@@ -83,9 +84,16 @@ class Saves:
     def _start(self, state: TrainState, step: int) -> bool:
         if not self._all_manage("record", step, self._record.flush):
             return False
+        # Orbax leaves threads behind that wait for minutes where it cannot make a folder.
+        if not self._all_manage("folder", step, self._try_to_write):
+            return False
         self._started_step = step
         meta = self._describe(state)
         return self._all_manage("save", step, lambda: self._writer.save(state, meta))
+
+    def _try_to_write(self) -> None:
+        if jax.process_index() == 0:
+            write_atomic(join(self._job.run_url, FOLDER, ".writable"), b"")
 
     def _all_manage(self, what: str, step: int | None, work: Callable[[], None]) -> bool:
         """Does what needs storage; whether no host failed."""
