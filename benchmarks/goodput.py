@@ -68,7 +68,9 @@ class Inputs:
     commit_s: float = _input(60.0, "s", "assumed; until a save counts")
     snapshot_every_steps: int = _input(40, "steps", "about Young's optimum")
     snapshot_s: float = _input(0.1, "s", "assumed; holds the students up, per snapshot")
-    snapshot_commit_s: float = _input(2.0, "s", "assumed; until a snapshot is held elsewhere")
+    hand_over_s: float = _input(
+        1.0, "s", "assumed: 212 MB per host, kept twice; holds up from one step on"
+    )
     memory_lost_share: float = _input(0.05, "1", "assumed: share of faults of the whole job")
 
     @property
@@ -92,7 +94,8 @@ class Job:
         self._save_every = inputs.save_every_steps_tiered if tiered else inputs.save_every_steps
         self._pace_s = inputs.step_s + inputs.save_s / self._save_every
         if tiered:
-            self._pace_s += inputs.snapshot_s / inputs.snapshot_every_steps
+            snapshot_s = inputs.snapshot_s + max(0.0, inputs.hand_over_s - inputs.step_s)
+            self._pace_s += snapshot_s / inputs.snapshot_every_steps
 
     def run(self) -> "Job":
         while self._now_s < self._end_s:
@@ -135,8 +138,8 @@ class Job:
         self._step += num_steps
         self._stored = self._newest(self._stored, self._save_every, self._in.commit_s)
         if self._tiered:
-            every, commit_s = self._in.snapshot_every_steps, self._in.snapshot_commit_s
-            self._held = self._newest(self._held, every, commit_s)
+            # The step after a snapshot does not count before that is held.
+            self._held = self._newest(self._held, self._in.snapshot_every_steps, 0.0)
 
     def _newest(self, before: int, every: int, commit_s: float) -> int:
         """The newest step that is kept, of those saved in time."""

@@ -34,6 +34,7 @@ _OF_STATE = {
     State.STOPPED: Category.STOPPED,
     State.FAILED: Category.FAILED,
 }
+_COLUMNS = 3 + len(STALLS)  # step, step_s, compile_s, and the stalls
 _UNDER_WAY = (State.STARTING, State.TRAINING, State.STOPPING)
 _TELLING = {
     "controller_started",
@@ -60,7 +61,9 @@ class StepTimes:
         return times
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """One more step, by its line in the record."""
+        """One more step, by its line in the record; a line that comes again adds nothing."""
+        if self._rows and line["step"] <= self._rows[-_COLUMNS]:
+            return
         stall_s = [line["stall_s"].get(part, 0.0) for part in STALLS]
         # Only an attempt's first step compiles.
         self._rows.extend((line["step"], line["step_s"], line.get("compile_s", 0.0), *stall_s))
@@ -71,7 +74,7 @@ class StepTimes:
         Args:
             first_lost: steps from this one on were made again.
         """
-        rows = np.array(self._rows).reshape(-1, 3 + len(STALLS))
+        rows = np.array(self._rows).reshape(-1, _COLUMNS)
         step_s, parts_s = np.maximum(rows[:, 1], 0), np.maximum(rows[:, 2:], 0)
         # The longest waits of several hosts may add up to more than the step.
         sums_s = parts_s.sum(axis=1)

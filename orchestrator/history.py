@@ -1,6 +1,7 @@
 """Reads a run's record back: each step once, whatever its attempts wrote."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -61,7 +62,7 @@ def group_attempts(segments: Iterable[tuple[str, list[Line]]]) -> list[AttemptLi
     rows' targets were is joined to its own.
     """
     firsts: dict[int, dict[int, Line]] = {}
-    others: dict[tuple[int, int], Line] = {}
+    others: dict[tuple[int, int], dict[str, Line]] = {}
     starts: dict[int, int] = {}
     for writer, lines in segments:
         attempt = int(writer[1:5])
@@ -71,14 +72,13 @@ def group_attempts(segments: Iterable[tuple[str, list[Line]]]) -> list[AttemptLi
             elif "loss" in line:
                 firsts.setdefault(attempt, {})[line["step"]] = line
             else:
-                before = others.get((attempt, line["step"]))
-                others[attempt, line["step"]] = _together(line, before)
+                others.setdefault((attempt, line["step"]), {})[writer] = line
     return [
         AttemptLines(
             attempt,
             start_step,
             [
-                _together(line, others.get((attempt, step)))
+                functools.reduce(_together, others.get((attempt, step), {}).values(), line)
                 for step, line in sorted(firsts.get(attempt, {}).items())
             ],
         )
@@ -114,10 +114,8 @@ def read_logs(run_url: str) -> list[Line]:
     return sorted(lines, key=lambda line: line["time_s"])
 
 
-def _together(line: Line, other: Line | None) -> Line:
+def _together(line: Line, other: Line) -> Line:
     """A host's line of a step with what another one's adds to it."""
-    if other is None:
-        return line
     parts, more = line["stall_s"], other["stall_s"]
     stall_s = {part: max(parts.get(part, 0.0), more.get(part, 0.0)) for part in parts | more}
     targets = [each["targets"] for each in (line, other) if "targets" in each]

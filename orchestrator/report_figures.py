@@ -102,7 +102,10 @@ def stacked_svg(
 
 
 def spent_svg(
-    bins: Sequence[float], shares: Mapping[int, Sequence[float]], unit: str, name: str
+    bins: Float[np.ndarray, " borders"],
+    shares: Mapping[int, Float[np.ndarray, " bins"]],
+    unit: str,
+    name: str,
 ) -> str:
     """What time went into, in percent of each bin, one upon the other, by their series' numbers.
 
@@ -114,7 +117,7 @@ def spent_svg(
         figure, axes = _axes("% of the time", unit)
         below = np.zeros(len(bins) - 1)
         for number, values in shares.items():
-            above = below + 100 * np.asarray(values)
+            above = below + 100 * values
             colour = f"{_SERIES}{number % NUM_COLOURS:02x}"
             axes.stairs(above, bins, baseline=below, fill=True, color=colour, linewidth=0)
             below = above

@@ -1,7 +1,7 @@
 """Where a run's time went: every second once, whatever died and whatever the clocks say."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def host(time_s: float, attempt: int, ready_after_s: float, process_s: float = 0
     return [event(time_s, "host_started", attempt=attempt, process_s=process_s), ready]
 
 
-def times(start_step: int, *steps: tuple[float, dict[str, float]]) -> StepTimes:
+def times(start_step: int, *steps: tuple[float, Mapping[str, float]]) -> StepTimes:
     """(`step_s`, stalls) of steps; `compile` among the stalls is the line's `compile_s`."""
     made = StepTimes(start_step)
     for number, (step_s, parts) in enumerate(steps, start=start_step + 1):
@@ -40,7 +40,7 @@ def times(start_step: int, *steps: tuple[float, dict[str, float]]) -> StepTimes:
     return made
 
 
-def taken(ledger: Ledger | None) -> dict[str, float]:
+def taken(ledger: Ledger | None) -> dict[str, Any]:
     """Seconds by category, of those there are."""
     assert ledger is not None
     return {name.value: pytest.approx(s, abs=1e-5) for name, s in ledger.totals_s.items() if s}
@@ -229,6 +229,13 @@ def test_waits_of_several_hosts_never_take_more_than_the_step():
     assert told[Category.STALL_DATA] == pytest.approx(1.5)
     assert told[Category.STALL_WIRE] == pytest.approx(0.5)
     assert told[Category.STEP] == 0 and widths.sum() == pytest.approx(2.0)
+
+
+def test_lines_that_come_again_count_once():
+    made = times(0, (2.0, {}), (3.0, {}))
+    for number in (1, 2):
+        made.add({"step": number, "step_s": 9.0, "stall_s": {}})
+    assert made.total_s == 5.0
 
 
 def test_shares_of_bins_are_those_of_the_timeline():

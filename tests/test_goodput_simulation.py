@@ -42,12 +42,17 @@ def test_a_fault_loses_half_of_an_interval_and_what_was_not_committed():
     given = Inputs()
     expected_s = given.save_every_steps / 2 * given.step_s + given.commit_s
     assert alone.seconds[Category.LOST] / alone.num_faults == pytest.approx(expected_s, rel=0.1)
-    expected_s = given.snapshot_every_steps / 2 * given.step_s + given.snapshot_commit_s
+    expected_s = given.snapshot_every_steps / 2 * given.step_s
     assert tiered.seconds[Category.LOST] / tiered.num_faults == pytest.approx(expected_s, rel=0.1)
 
 
 def test_a_memory_that_is_always_lost_with_the_gang_gains_nothing():
-    same = {"save_every_steps_tiered": 200, "snapshot_s": 0.0, "memory_lost_share": 1.0}
+    same = {
+        "save_every_steps_tiered": 200,
+        "snapshot_s": 0.0,
+        "memory_lost_share": 1.0,
+        "hand_over_s": 0.0,
+    }
     assert job(True, **same).seconds == pytest.approx(job(False).seconds)
     assert goodput([job(True)]) > goodput([job(True, memory_lost_share=1.0)])
 
