@@ -222,10 +222,10 @@ def _window(
         return None
     left_s, after = attempt.left_s, attempt.after_last_step
     place = bisect.bisect_right(leaving, begin_s, key=lambda each: each[0])
-    if left_s is None and place < len(leaving):
+    if place < len(leaving):
         left_s, state = leaving[place]
         failed = state in (State.RECOVERING, State.FAILED)
-        after = Category.DETECT if failed else Category.ENDING
+        after = after or (Category.DETECT if failed else Category.ENDING)
     left_s = min(next_s, end_s if left_s is None else left_s)
     return Span(after or Category.UNTOLD, begin_s, max(left_s, begin_s))
 
