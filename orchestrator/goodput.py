@@ -51,6 +51,7 @@ class StepTimes:
 
     def __init__(self, start_step: int):
         self.start_step = start_step
+        self.total_s = 0.0
         self._rows = array("d")
 
     @classmethod
@@ -65,6 +66,7 @@ class StepTimes:
         if self._rows and line["step"] <= self._rows[-_COLUMNS]:
             return
         stall_s = [line["stall_s"].get(part, 0.0) for part in STALLS]
+        self.total_s += max(line["step_s"], 0.0)
         # Only an attempt's first step compiles.
         self._rows.extend((line["step"], line["step_s"], line.get("compile_s", 0.0), *stall_s))
 
@@ -77,18 +79,13 @@ class StepTimes:
         rows = np.array(self._rows).reshape(-1, _COLUMNS)
         step_s, parts_s = np.maximum(rows[:, 1], 0), np.maximum(rows[:, 2:], 0)
         # The longest waits of several hosts may add up to more than the step.
-        sums_s = parts_s.sum(axis=1)
-        scale = np.minimum(1, step_s / np.where(sums_s > 0, sums_s, 1))
-        parts_s = parts_s * scale[:, None]
+        longer_s = np.maximum(parts_s.sum(axis=1), step_s)
+        parts_s *= (step_s / np.where(longer_s > 0, longer_s, 1))[:, None]
         rest_s = np.maximum(step_s - parts_s.sum(axis=1), 0)
         lost = rows[:, 0] >= first_lost
         kept_s = np.column_stack([parts_s[:, 1:], rest_s]) * ~lost[:, None]
         lost_s = (parts_s[:, 1:].sum(axis=1) + rest_s) * lost
         return np.column_stack([parts_s[:, :1], kept_s, lost_s])
-
-    @property
-    def total_s(self) -> float:
-        return float(self.widths_s(np.inf).sum())
 
 
 @dataclasses.dataclass

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ class Ledger:
     edges_s: Float[np.ndarray, " edges"]
     codes: Int[np.ndarray, " spans"]
 
-    @property
+    @functools.cached_property
     def totals_s(self) -> dict[Category, float]:
         """Seconds by category, of all of them."""
         sums = np.bincount(self.codes, np.diff(self.edges_s), len(_CATEGORIES))

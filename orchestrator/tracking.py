@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror of the run's record. Whatever happens to it, the run goes on."""
 
 import logging
+import math
 import os
 import time
 from typing import Any
@@ -16,6 +17,8 @@ from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder
 from workers.record import EVENTS, STEPS, LogSegments
 from workers.targets_protocol import CACHE, LABELS
+
+_ACCOUNT_EVERY_S = 30.0  # of a million steps it takes most of a second
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ class _Mirror:
         self._event_tail = Tail(spec.run_url, EVENTS)
         self._events: list[dict[str, Any]] = []
         self._step_times: dict[int, StepTimes] = {}
+        self._news, self._accounted_at_s = False, -math.inf
         position = self._folder.tracking()
         self._last_step = position["step"]
         self._evaluated = set(position["evaluated"])
@@ -84,6 +88,7 @@ class _Mirror:
         if self._run is None:
             return
         try:
+            self._log_goodput()
             self._run.finish()
         except Exception:
             _log.exception("W&B did not take the last lines; they stay in the record")
@@ -131,7 +136,8 @@ class _Mirror:
                 if (count := status["teachers"][name]) is not None:
                     gauges[f"teachers/{name}"] = count
             self._run.log({"train/step": self._last_step, **gauges})
-        if lines or events:
+        self._news |= bool(lines or events)
+        if time.monotonic() - self._accounted_at_s >= _ACCOUNT_EVERY_S:
             self._log_goodput()
         self._folder.write_tracking({"step": self._last_step, "evaluated": list(self._evaluated)})
 
@@ -143,6 +149,9 @@ class _Mirror:
                 self._step_times[line["attempt"]].add(line)
 
     def _log_goodput(self) -> None:
+        if not self._news:
+            return
+        self._news, self._accounted_at_s = False, time.monotonic()
         ledger = account(self._events, self._step_times, time.time())
         if ledger is not None and ledger.wall_s > 0:
             totals = {f"goodput/{name}_s": each for name, each in ledger.totals_s.items()}

@@ -61,13 +61,15 @@ def write_steps(folder: RunFolder, attempt: int, start: int, end: int, kd: bool 
     writer.close()
 
 
-def write_events(folder: RunFolder, *events: tuple[float, str, dict[str, Any]]) -> None:
+def write_events(
+    folder: RunFolder, *events: tuple[float, str, dict[str, Any]], writer: str = "controller"
+) -> None:
     """(seconds since some moment, name, details) of each."""
-    writer = SegmentWriter(join(folder.url, EVENTS), "controller", NEVER_S)
+    segments = SegmentWriter(join(folder.url, EVENTS), writer, NEVER_S)
     for order, (after_s, name, details) in enumerate(events):
-        line = {"time_s": 1.7e9 + after_s, "event": name, "who": "controller", "order": order}
-        writer.append({**line, **details})
-    writer.close()
+        line = {"time_s": 1.7e9 + after_s, "event": name, "who": writer, "order": order}
+        segments.append({**line, **details})
+    segments.close()
 
 
 def told_state(after_s: float, state: str, attempt: int) -> tuple[float, str, dict[str, Any]]:

@@ -169,7 +169,20 @@ def test_goodput_is_gauged_as_the_record_grows(spec: LaunchSpec, fake: FakeRun):
     assert line["goodput/step_s"] == line["goodput/stall_data_s"] == pytest.approx(0.5)
     lines = len(fake.lines)
     mirror.mirror(NO_TEACHERS)
+    mirror.finish()
     assert len(fake.lines) == lines, "nothing new has been heard"
+
+
+def test_the_last_goodput_is_gauged_whenever_the_one_before_was(spec: LaunchSpec, fake: FakeRun):
+    mirror = mirror_of(spec)
+    folder = RunFolder(spec.storage_url, spec.name)
+    write_events(folder, (0, "controller_started", {"state": "preparing", "away_s": None}))
+    mirror.mirror(NO_TEACHERS)
+    write_events(folder, told_state(7, "failed", 0), writer="controller-2")
+    mirror.mirror(NO_TEACHERS)
+    assert len(fake.named("goodput/share")) == 1
+    mirror.finish()
+    assert fake.named("goodput/preparing_s")[-1] == 7
 
 
 def test_a_new_mirror_goes_on_where_the_last_one_was(spec: LaunchSpec, fake: FakeRun):
