@@ -144,8 +144,9 @@ class _Mirror:
     def _note_times(self, lines: list[dict[str, Any]]) -> None:
         for line in lines:
             if "start_step" in line:
-                self._step_times[line["attempt"]] = StepTimes(line["start_step"])
-            elif "loss" in line:  # of the first host, whose segments come in their order
+                self._step_times.setdefault(line["attempt"], StepTimes(line["start_step"]))
+            elif "loss" in line and line["attempt"] in self._step_times:
+                # Of the first host, whose segments come in their order.
                 self._step_times[line["attempt"]].add(line)
 
     def _log_goodput(self) -> None:
