@@ -153,14 +153,17 @@ def scale(run: str, teachers: int | str, storage: str) -> None:
 def status(run: str, storage: str, as_json: bool) -> None:
     """Where a run stands."""
     from orchestrator.report import status_table
+    from orchestrator.report_data import read_ledger
 
     folder = existing_run(storage, run)
     values = folder.status() or {"name": run, "state": "created"}
     values["alive"] = folder.lease() is not None
+    ledger = read_ledger(folder)
     if as_json:
-        click.echo(json.dumps(values))
+        goodput = None if ledger is None else ledger.summary()
+        click.echo(json.dumps({**values, "goodput": goodput}))
     else:
-        console.print(status_table(values))
+        console.print(status_table(values, ledger))
 
 
 def _lines_command(name: str, read: Callable[[str], list[dict[str, Any]]], text: str) -> None:

@@ -277,7 +277,8 @@ class Controller:
         before = self.snapshot.state
         assert state in TRANSITIONS[before], f"no way from {before} to {state}"
         self._set(state=state)
-        self._say("state", state=state.value, before=before.value, reason=self.snapshot.reason)
+        attempt, reason = self.snapshot.attempt, self.snapshot.reason
+        self._say("state", state=state.value, before=before.value, attempt=attempt, reason=reason)
 
     def _set(self, **changes: Any) -> None:
         self.snapshot = dataclasses.replace(self.snapshot, **changes)

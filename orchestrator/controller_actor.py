@@ -93,8 +93,10 @@ class ControllerActor:
 
     def _take_up(self) -> None:
         snapshot = self._machine.snapshot
+        away_s = self._folder.lease_age_s()
         self._folder.write_lease(self._life, self._spec.address)
-        self._events.say("controller_started", pid=os.getpid(), state=snapshot.state.value)
+        state = snapshot.state.value
+        self._events.say("controller_started", pid=os.getpid(), state=state, away_s=away_s)
         if snapshot.state is State.PREPARING:
             self._preparation.start()
         elif snapshot.state.is_terminal:

@@ -1,8 +1,9 @@
 """Reads a run's record back: each step once, whatever its attempts wrote."""
 
+import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from workers.record import EVENTS, LOGS, STEPS
@@ -12,20 +13,55 @@ from workers.target_ledger import joined
 Line = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class AttemptLines:
+    """All that one attempt wrote of its steps, whether it still counts or not.
+
+    Args:
+        start_step: the step from whose state it began.
+        lines: one per step that it made, in order.
+    """
+
+    attempt: int
+    start_step: int
+    lines: list[Line]
+
+
 def read_steps(run_url: str) -> list[Line]:
     """One line per training step, in order; see `merge_steps`."""
     return merge_steps(_segments(run_url, STEPS))
 
 
-def merge_steps(segments: Iterable[tuple[str, list[Line]]]) -> list[Line]:
-    """The lines that count, of (writer, lines) segments in any order of writers.
+def read_attempts(run_url: str) -> list[AttemptLines]:
+    """What each attempt wrote, in order; see `group_attempts`."""
+    return group_attempts(_segments(run_url, STEPS))
 
-    Writers are named `aATTEMPT-hHOST`. An attempt that starts at step s supersedes what earlier
-    attempts wrote of later steps. Host 0 writes a step's line; of the other hosts the largest
-    stall counts, part by part, since the slowest host holds up the gang, and what their rows'
-    targets were is joined to its own.
+
+def merge_steps(segments: Iterable[tuple[str, list[Line]]]) -> list[Line]:
+    """The lines that count, of (writer, lines) segments in any order of writers."""
+    return counted(group_attempts(segments))
+
+
+def counted(attempts: Sequence[AttemptLines]) -> list[Line]:
+    """The lines that count, one per step, in order.
+
+    An attempt that starts at step s supersedes what earlier attempts wrote of later steps.
     """
-    attempts: dict[int, dict[int, Line]] = {}
+    steps: dict[int, Line] = {}
+    for each in attempts:
+        steps = {step: line for step, line in steps.items() if step <= each.start_step}
+        steps |= {line["step"]: line for line in each.lines}
+    return [line for _, line in sorted(steps.items())]
+
+
+def group_attempts(segments: Iterable[tuple[str, list[Line]]]) -> list[AttemptLines]:
+    """The attempts, in order, of (writer, lines) segments in any order of writers.
+
+    Writers are named `aATTEMPT-hHOST`. Host 0 writes a step's line; of the other hosts the
+    largest stall counts, part by part, since the slowest host holds up the gang, and what their
+    rows' targets were is joined to its own.
+    """
+    firsts: dict[int, dict[int, Line]] = {}
     others: dict[tuple[int, int], dict[str, Line]] = {}
     starts: dict[int, int] = {}
     for writer, lines in segments:
@@ -34,17 +70,19 @@ def merge_steps(segments: Iterable[tuple[str, list[Line]]]) -> list[Line]:
             if "start_step" in line:
                 starts[attempt] = line["start_step"]
             elif "loss" in line:
-                attempts.setdefault(attempt, {})[line["step"]] = line
+                firsts.setdefault(attempt, {})[line["step"]] = line
             else:
-                # A line that an attempt carried on from memory may be there twice.
                 others.setdefault((attempt, line["step"]), {})[writer] = line
-    steps: dict[int, Line] = {}
-    for attempt, first in sorted(starts.items()):
-        steps = {step: line for step, line in steps.items() if step <= first}
-        steps |= attempts.get(attempt, {})
     return [
-        functools.reduce(_together, others.get((line["attempt"], step), {}).values(), line)
-        for step, line in sorted(steps.items())
+        AttemptLines(
+            attempt,
+            start_step,
+            [
+                functools.reduce(_together, others.get((attempt, step), {}).values(), line)
+                for step, line in sorted(firsts.get(attempt, {}).items())
+            ],
+        )
+        for attempt, start_step in sorted(starts.items())
     ]
 
 

@@ -8,12 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.load import ConfigError
+from orchestrator.ledger import Ledger
 from orchestrator.report_data import (
     COLUMNS,
     MISSING,
     comparison,
     read_run,
     shown,
+    shown_duration,
     shown_state,
     summarise,
 )
@@ -21,6 +23,7 @@ from orchestrator.run_folder import RunFolder
 from workers.storage import join, write_atomic
 
 _STATE_STYLES = {"finished": "green", "failed": "red", "lost": "red", "stopped": "yellow"}
+_SHOWN_LOSSES = 3
 
 
 def summary(folder: RunFolder) -> dict[str, Any]:
@@ -28,8 +31,13 @@ def summary(folder: RunFolder) -> dict[str, Any]:
     return summarise(read_run(folder))
 
 
-def status_table(status: dict[str, Any]) -> Table:
-    """Where one run stands: its `status.json`, and `alive`, whether anybody works on it."""
+def status_table(status: dict[str, Any], ledger: Ledger | None = None) -> Table:
+    """Where one run stands.
+
+    Args:
+        status: its `status.json`, and `alive`, whether anybody works on it.
+        ledger: where its time went.
+    """
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
@@ -43,6 +51,7 @@ def status_table(status: dict[str, Any]) -> Table:
         "step": f"{_step(status)} of {status['num_steps']}",
         **_line_texts(status["line"]),
         "attempt": str(status["attempt"]),
+        "goodput": _goodput_text(ledger) if ledger is not None and ledger.goodput else "",
         "teachers": _teachers_text(status["teachers"]),
         "checkpoints": ", ".join(str(step) for step in status["checkpoints"]),
         "bits per byte": ", ".join(
@@ -120,6 +129,14 @@ def _line_texts(line: dict[str, Any]) -> dict[str, str]:
         "tokens/s": f"{line['tokens'] / line['step_s']:,.0f}",
         "waiting for": ", ".join(parts),
     }
+
+
+def _goodput_text(ledger: Ledger) -> str:
+    losses = [
+        f"{category.replace('_', ' ')} {share:.1%}"
+        for category, share in ledger.losses()[:_SHOWN_LOSSES]
+    ]
+    return f"{ledger.goodput:.1%} of {shown_duration(ledger.wall_s)}; {', '.join(losses)}"
 
 
 def _preparing_text(made: dict[str, Any]) -> str:

@@ -2,12 +2,18 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from configs.run import RunConfig
 from model.config import param_count
-from orchestrator.history import Line, read_events, read_steps
+from orchestrator.goodput import StepTimes, account
+from orchestrator.history import AttemptLines, Line, counted, read_attempts, read_events
+from orchestrator.ledger import GROUPS, Ledger
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
 
@@ -23,6 +29,8 @@ COLUMNS = (
     "teacher wait",
     "training time",
 )
+_TIME_BINS = 240
+_TIME_UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +44,35 @@ class RunData:
     steps: list[Line]
     evaluations: list[dict[str, Any]]
     events: list[Line]
+    ledger: Ledger | None
+    """Where its time went; None where it has not begun."""
 
 
 def read_run(folder: RunFolder) -> RunData:
     """Reads a run in whatever state it is. Raises ConfigError if its configuration is faulty."""
-    status = folder.status() or {}
+    status, alive = folder.status() or {}, folder.lease() is not None
+    attempts, events = read_attempts(folder.url), read_events(folder.url)
     return RunData(
         name=folder.name,
         config=folder.config(),
-        state=shown_state(status, folder.lease() is not None),
+        state=shown_state(status, alive),
         status=status,
-        steps=read_steps(folder.url),
+        steps=counted(attempts),
         evaluations=folder.evaluations(),
-        events=read_events(folder.url),
+        events=events,
+        ledger=_ledger(attempts, events, alive),
     )
+
+
+def read_ledger(folder: RunFolder) -> Ledger | None:
+    """Where a run's time went, from its whole record; None where it has not begun."""
+    alive = folder.lease() is not None
+    return _ledger(read_attempts(folder.url), read_events(folder.url), alive)
+
+
+def _ledger(attempts: Sequence[AttemptLines], events: list[Line], alive: bool) -> Ledger | None:
+    steps = {each.attempt: StepTimes.of(each) for each in attempts}
+    return account(events, steps, time.time() if alive else None)
 
 
 def shown_state(status: dict[str, Any], alive: bool) -> str:
@@ -65,7 +88,8 @@ def summarise(run: RunData) -> dict[str, Any]:
 
     Rates and shares leave out the first step of each attempt, which compiles. `stall_share` is
     seconds of waiting per second of training, by part; `training_s` is the time of all steps
-    that count, without restarts and what was done twice.
+    that count, without restarts and what was done twice; `goodput` is the share of the wall-clock
+    that they took, without compilation and waiting.
     """
     status, steps = run.status, run.steps
     last = run.evaluations[-1] if run.evaluations else {}
@@ -87,6 +111,7 @@ def summarise(run: RunData) -> dict[str, Any]:
         "best_step": best.get("step"),
         **_rates(_without_compilation(steps)),
         "training_s": sum(line["step_s"] for line in steps) if steps else None,
+        "goodput": run.ledger.goodput if run.ledger else None,
         "attempts": status.get("attempt", 0),
         "faults": status.get("faults", {}),
         "digest": status.get("digest"),
@@ -143,6 +168,27 @@ def _comparison_row(run: RunData, role: str) -> tuple[str, ...]:
         shown(wait, ".1%"),
         shown_duration(figures["training_s"]),
     )
+
+
+def time_spent(
+    ledger: Ledger,
+) -> tuple[str, Float[np.ndarray, " borders"], dict[int, Float[np.ndarray, " bins"]]]:
+    """What a run's time went into, over its length.
+
+    Returns:
+        A unit of time, the borders of equal bins in it, and in each bin the share of each group of
+        categories that there is, by its place in `GROUPS`.
+    """
+    length_s = float(ledger.edges_s[-1])
+    unit, size_s = next(each for each in _TIME_UNITS if length_s >= 2 * each[1] or each[1] == 1)
+    bins_s = np.linspace(0, length_s, _TIME_BINS + 1)
+    by_category, totals_s = ledger.shares(bins_s), ledger.totals_s
+    shares = {
+        number: np.sum([by_category[category] for category in categories], axis=0)
+        for number, categories in enumerate(GROUPS.values())
+        if any(totals_s[category] for category in categories)
+    }
+    return unit, bins_s / size_s, shares
 
 
 def shown(value: float | None, form: str) -> str:

@@ -101,6 +101,31 @@ def stacked_svg(
         return _svg(figure)
 
 
+def spent_svg(
+    bins: Float[np.ndarray, " borders"],
+    shares: Mapping[int, Float[np.ndarray, " bins"]],
+    unit: str,
+    name: str,
+) -> str:
+    """What time went into, in percent of each bin, one upon the other, by their series' numbers.
+
+    Args:
+        bins: the bins' borders; one more than shares.
+        unit: what the borders count.
+    """
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure, axes = _axes("% of the time", unit)
+        below = np.zeros(len(bins) - 1)
+        for number, values in shares.items():
+            above = below + 100 * values
+            colour = f"{_SERIES}{number % NUM_COLOURS:02x}"
+            axes.stairs(above, bins, baseline=below, fill=True, color=colour, linewidth=0)
+            below = above
+        axes.set_xlim(bins[0], bins[-1])
+        axes.set_ylim(0, 100)
+        return _svg(figure)
+
+
 def thinned(values: Sequence[float | None]) -> Float[np.ndarray, " P"]:
     """At most `_MAX_POINTS` means of equally many neighbours (the last may be of fewer)."""
     array = np.array([np.nan if value is None else value for value in values], float)
@@ -112,12 +137,12 @@ def thinned(values: Sequence[float | None]) -> Float[np.ndarray, " P"]:
     return np.add.reduceat(array, starts) / counts
 
 
-def _axes(unit: str) -> tuple[Figure, Axes]:
+def _axes(unit: str, across: str = "step") -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel("step")
+    axes.set_xlabel(across)
     axes.set_ylabel(unit)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=across == "step"))
     return figure, axes
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from orchestrator.history import Line
+from orchestrator.ledger import GROUPS
 from orchestrator.report_data import (
     COLUMNS,
     STALL_PARTS,
@@ -18,8 +19,16 @@ from orchestrator.report_data import (
     shown_count,
     shown_duration,
     summarise,
+    time_spent,
 )
-from orchestrator.report_figures import LINE_STYLES, NUM_COLOURS, Curve, line_svg, stacked_svg
+from orchestrator.report_figures import (
+    LINE_STYLES,
+    NUM_COLOURS,
+    Curve,
+    line_svg,
+    spent_svg,
+    stacked_svg,
+)
 from orchestrator.report_style import STYLE
 
 _MOST_EVENTS = 200
@@ -127,7 +136,8 @@ def _run_section(run: RunData) -> str:
     state = f'<span class="badge {_e(run.state)}">{_e(run.state)}</span>'
     return (
         f"<section><h2>{_e(run.name)} {state}</h2>{_reason(run)}"
-        f'{_facts(run)}<div class="figures">{_stall_figure(run)}</div>{_timeline(run)}'
+        f'{_facts(run)}<div class="figures">{_stall_figure(run)}{_spent_figure(run)}</div>'
+        f"{_spent_table(run)}{_timeline(run)}"
         f"<details><summary>Resolved configuration</summary><pre>{_e(config)}</pre></details>"
         "</section>"
     )
@@ -151,6 +161,7 @@ def _facts(run: RunData) -> str:
         "tokens/s": shown(figures["tokens_per_s"], ",.0f"),
         "time waiting": shown(share, ".1%"),
         "training time": shown_duration(figures["training_s"]),
+        "goodput": shown(figures["goodput"], ".1%"),
         "attempts": figures["attempts"],
         "faults outlived": faults or "none",
         "state digest": figures["digest"] or "–",
@@ -178,6 +189,37 @@ def _stall_figure(run: RunData) -> str:
     )
     legend = [_key(number, STALL_PARTS[number]) for number in parts]
     return _figure("Waiting", "share of each step's time, by cause", legend, svg)
+
+
+# Where the time went.
+
+
+def _spent_figure(run: RunData) -> str:
+    ledger = run.ledger
+    if ledger is None or not ledger.edges_s[-1]:
+        return ""
+    unit, bins, shares = time_spent(ledger)
+    svg = spent_svg(bins, shares, unit, f"spent {run.name}")
+    legend = [_key(number, list(GROUPS)[number]) for number in shares]
+    return _figure("Time spent", f"share, by {unit} since the run began", legend, svg)
+
+
+def _spent_table(run: RunData) -> str:
+    if run.ledger is None:
+        return ""
+    totals_s, length_s = run.ledger.totals_s, float(run.ledger.edges_s[-1])
+    rows = "".join(
+        f"<tr><td>{_e(category.replace('_', ' '))}</td><td>{_e(group)}</td>"
+        f"<td>{totals_s[category]:,.1f}</td><td>{totals_s[category] / length_s:.2%}</td></tr>"
+        for group, categories in GROUPS.items()
+        for category in categories
+        if totals_s[category]
+    )
+    return (
+        "<details><summary>Seconds by what they went into</summary>"
+        '<div class="scroll"><table><thead><tr><th>category</th><th></th><th>seconds</th>'
+        f"<th>share</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
 
 
 # What happened.

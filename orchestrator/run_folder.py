@@ -124,6 +124,11 @@ class RunFolder:
             return None
         return lease
 
+    def lease_age_s(self) -> float | None:
+        """Seconds since a controller renewed the lease, held or not; None once it is released."""
+        lease = self._read("lease.json")
+        return None if lease is None else max(0.0, time.time() - lease["renewed_s"])
+
     def write_lease(self, holder: str, address: str) -> None:
         lease = {"holder": holder, "address": address, "renewed_s": time.time()}
         write_json(join(self.url, "lease.json"), lease)

@@ -1,19 +1,24 @@
 """Weights & Biases as a mirror of the run's record. Whatever happens to it, the run goes on."""
 
 import logging
+import math
 import os
+import time
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from configs.run import RunConfig, TrackingConfig
+from orchestrator.goodput import StepTimes, account, is_telling
 from orchestrator.history import Tail
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, start_actor
 from orchestrator.run_folder import RunFolder
-from workers.record import STEPS, LogSegments
+from workers.record import EVENTS, STEPS, LogSegments
 from workers.targets_protocol import CACHE, LABELS
+
+_ACCOUNT_EVERY_S = 30.0  # of a million steps it takes most of a second
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +63,10 @@ class _Mirror:
         self._spec, self._config = spec, config
         self._tail = Tail(spec.run_url, STEPS)
         self._waiting: list[dict[str, Any]] = []
+        self._event_tail = Tail(spec.run_url, EVENTS)
+        self._events: list[dict[str, Any]] = []
+        self._step_times: dict[int, StepTimes] = {}
+        self._news, self._accounted_at_s = False, -math.inf
         position = self._folder.tracking()
         self._last_step = position["step"]
         self._evaluated = set(position["evaluated"])
@@ -79,6 +88,7 @@ class _Mirror:
         if self._run is None:
             return
         try:
+            self._log_goodput()
             self._run.finish()
         except Exception:
             _log.exception("W&B did not take the last lines; they stay in the record")
@@ -104,7 +114,11 @@ class _Mirror:
         return run
 
     def _mirror(self, status: dict[str, Any]) -> None:
-        self._waiting += self._tail.new()
+        lines = self._tail.new()
+        self._waiting += lines
+        self._note_times(lines)
+        events = [event for event in self._event_tail.new() if is_telling(event)]
+        self._events += events
         while self._waiting:
             line = self._waiting[0]
             if "loss" in line and line["step"] > self._last_step:
@@ -122,7 +136,29 @@ class _Mirror:
                 if (count := status["teachers"][name]) is not None:
                     gauges[f"teachers/{name}"] = count
             self._run.log({"train/step": self._last_step, **gauges})
+        self._news |= bool(lines or events)
+        if time.monotonic() - self._accounted_at_s >= _ACCOUNT_EVERY_S:
+            self._log_goodput()
         self._folder.write_tracking({"step": self._last_step, "evaluated": list(self._evaluated)})
+
+    def _note_times(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            if "start_step" in line:
+                self._step_times.setdefault(line["attempt"], StepTimes(line["start_step"]))
+            elif "loss" in line and line["attempt"] in self._step_times:
+                # Of the first host, whose segments come in their order.
+                self._step_times[line["attempt"]].add(line)
+
+    def _log_goodput(self) -> None:
+        if not self._news:
+            return
+        self._news, self._accounted_at_s = False, time.monotonic()
+        ledger = account(self._events, self._step_times, time.time())
+        if ledger is not None and ledger.wall_s > 0:
+            totals = {f"goodput/{name}_s": each for name, each in ledger.totals_s.items()}
+            self._run.log(
+                {"train/step": self._last_step, "goodput/share": ledger.goodput, **totals}
+            )
 
 
 def _train_metrics(line: dict[str, Any]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from configs.load import parse_run
 from orchestrator.run_folder import RunFolder
-from workers.record import STEPS, EventWriter, SegmentWriter
+from workers.record import EVENTS, STEPS, SegmentWriter
 from workers.storage import join
 
 NEVER_S = 3600.0
@@ -54,9 +54,35 @@ def write_steps(folder: RunFolder, attempt: int, start: int, end: int, kd: bool 
     writer = SegmentWriter(join(folder.url, STEPS), f"a{attempt:04d}-h0000", NEVER_S)
     writer.append({"attempt": attempt, "start_step": start})
     for step in range(start + 1, end + 1):
-        # The first step of an attempt compiles: as long as fifty others.
-        writer.append(step_line(attempt, step, kd, 100.0 if step == start + 1 else 2.0))
+        if step == start + 1:  # compiles: as long as fifty others
+            writer.append({**step_line(attempt, step, kd, 100.0), "compile_s": 90.0})
+        else:
+            writer.append(step_line(attempt, step, kd))
     writer.close()
+
+
+def write_events(
+    folder: RunFolder, *events: tuple[float, str, dict[str, Any]], writer: str = "controller"
+) -> None:
+    """(seconds since some moment, name, details) of each."""
+    segments = SegmentWriter(join(folder.url, EVENTS), writer, NEVER_S)
+    for order, (after_s, name, details) in enumerate(events):
+        line = {"time_s": 1.7e9 + after_s, "event": name, "who": writer, "order": order}
+        segments.append({**line, **details})
+    segments.close()
+
+
+def told_state(after_s: float, state: str, attempt: int) -> tuple[float, str, dict[str, Any]]:
+    return after_s, "state", {"state": state, "before": "", "attempt": attempt, "reason": None}
+
+
+def told_host(after_s: float, attempt: int, step: int) -> list[tuple[float, str, dict[str, Any]]]:
+    """A host's process has been there for 2 s, and is ready 5 s later."""
+    ready = {"attempt": attempt, "host": 0, "step": step}
+    return [
+        (after_s, "host_started", {"attempt": attempt, "process_s": 2.0}),
+        (after_s + 5, "host_ready", ready),
+    ]
 
 
 def write_evaluation(folder: RunFolder, step: int, bits: float, kl: float | None = None) -> None:
@@ -93,15 +119,26 @@ def student_of(root) -> RunFolder:
     write_evaluation(folder, 20, 2.75, 0.6)
     faults = {"host_died": 1}
     folder.write_status(status_of(folder, "finished", attempt=2, digest="c0ffee", faults=faults))
-    events = EventWriter(folder.url, "controller")
-    events.say("state", state="training", before="starting", reason=None)
-    events.say("attempt_failed", attempt=1, kind="host_died", host=0, message=HOSTILE)
-    for step in (11, 12, 13):
-        events.say("teacher_retry", step=step, reason="away")
-    events.say("settings_changed", changes={"steps": [10, 20]})
-    events.say("evaluated", step=20, bits_per_byte=2.75)
-    events.say("prepared", dataset_digest="0")
-    events.close()
+    died = {"attempt": 1, "kind": "host_died", "host": 0, "message": HOSTILE}
+    write_events(
+        folder,
+        (0, "controller_started", {"state": "preparing", "away_s": None}),
+        (9, "prepared", {"dataset_digest": "0"}),
+        told_state(10, "starting", 1),
+        *told_host(15, 1, 0),
+        told_state(121, "training", 1),
+        (150, "attempt_failed", died),
+        told_state(150, "recovering", 1),
+        told_state(151, "starting", 2),
+        *told_host(155, 2, 10),
+        told_state(261, "training", 2),
+        *((262 + step, "teacher_retry", {"step": step, "reason": "away"}) for step in (1, 2, 3)),
+        (270, "settings_changed", {"changes": {"steps": [10, 20]}}),
+        (280, "attempt_ended", {"attempt": 2, "step": 20, "digest": "0", "stopped": False}),
+        told_state(280, "evaluating", 2),
+        (299, "evaluated", {"step": 20, "bits_per_byte": 2.75}),
+        told_state(300, "finished", 2),
+    )
     return folder
 
 

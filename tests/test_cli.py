@@ -162,7 +162,11 @@ def test_status_as_a_table_and_as_json(storage: Path):
     shown = call("status", "run").stdout
     assert "training" in shown
     assert "2 of 4" in shown
-    assert json.loads(call("status", "run", "--json").stdout) == {**STATUS, "alive": True}
+    assert json.loads(call("status", "run", "--json").stdout) == {
+        **STATUS,
+        "alive": True,
+        "goodput": None,
+    }
     folder.release_lease()
     assert json.loads(call("status", "run", "--json").stdout)["alive"] is False
 

@@ -1,6 +1,7 @@
 """The controller's actor as a plain object: what it does in which order, and its next life."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,17 @@ def test_the_next_life_goes_on_where_the_last_one_was(world: World, state: State
     assert ("evaluation", "start", 2, FACTS) in world.turn(actor)
     started = [e for e in read_events(world.folder.url) if e["event"] == "controller_started"]
     assert started[-1]["state"] == state.value
+    assert started[-1]["away_s"] is None
+
+
+def test_a_life_tells_how_long_nobody_had_been_there(world: World):
+    lease = {"holder": "last", "address": "here:1", "renewed_s": time.time() - 1000}
+    write_json(join(world.folder.url, "lease.json"), lease)
+    world.life(state=State.RECOVERING, attempt=3, teachers=2, facts=FACTS)
+    (started,) = [e for e in read_events(world.folder.url) if e["event"] == "controller_started"]
+    assert 1000 <= started["away_s"] < 2000
+    lease_now = world.folder.lease()
+    assert lease_now is not None and lease_now["holder"] != "last"
 
 
 @pytest.mark.parametrize("state", ENDS)

@@ -1,8 +1,11 @@
 """What the first student host tells the controller, and what the controller makes of it."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.student_pulse import StudentPulse
@@ -17,6 +20,12 @@ STEP = Doing(Phase.STEP, 0.1, 0.1)
 def line(step: int) -> dict[str, Any]:
     stall_s = {"teacher": 0.5}
     return {"step": step, "step_s": 2.0, "tokens": 9, "stall_s": stall_s, "teacher_busy_s": 3.0}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system has no /proc")
+def test_a_process_knows_how_old_it_is():
+    age_s = time.time() - psutil.Process().create_time()
+    assert student_host._process_s() == pytest.approx(age_s, abs=5)
 
 
 @pytest.fixture

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import history
-from orchestrator.history import Tail, merge_steps, read_events, read_logs, read_steps
+from orchestrator.history import (
+    Tail,
+    group_attempts,
+    merge_steps,
+    read_events,
+    read_logs,
+    read_steps,
+)
 from workers.record import STEPS, EventWriter, SegmentWriter
 from workers.storage import join
 
@@ -41,6 +48,20 @@ def test_an_attempt_that_has_made_no_step_already_supersedes():
         ("a0002-h0000", [{"attempt": 2, "start_step": 1}]),
     ]
     assert steps_and_attempts(merge_steps(segments)) == [(1, 1)]
+
+
+def test_what_was_superseded_is_told_with_its_attempt():
+    segments = [
+        ("a0002-h0000", [{"attempt": 2, "start_step": 1}, step_line(2, 2)]),
+        ("a0001-h0001", [{"step": 2, "stall_s": {"wire": 0.5}}]),
+        ("a0001-h0000", [{"attempt": 1, "start_step": 0}, step_line(1, 1), step_line(1, 2)]),
+        ("a0003-h0001", [{"step": 9, "stall_s": {}}]),  # of an attempt that never began
+    ]
+    first, second = group_attempts(segments)
+    assert (first.attempt, first.start_step, second.attempt, second.start_step) == (1, 0, 2, 1)
+    assert steps_and_attempts(first.lines) == [(1, 1), (2, 1)]
+    assert first.lines[1]["stall_s"] == {"data": 0.0, "wire": 0.5}
+    assert steps_and_attempts(second.lines) == [(2, 2)]
 
 
 def test_a_fork_begins_where_it_was_forked():

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.report import comparison_table, runs_table, status_table, summary
-from orchestrator.report_data import shown_count, shown_duration
+from orchestrator.report_data import read_ledger, shown_count, shown_duration, time_spent
 from orchestrator.report_figures import thinned
 from tests.reported_runs import (
     HOSTILE,
@@ -43,13 +43,15 @@ def test_the_figures_of_a_run(tmp_path):
     )
     assert figures["total_stall_share"] == pytest.approx(0.4)
     assert figures["training_s"] == pytest.approx(2 * 100 + 18 * 2)
+    # Of 300 s: each of the twenty steps waits for 0.8 s, two compile for 90 s.
+    assert figures["goodput"] == pytest.approx((2 * (100 - 90 - 0.8) + 18 * (2 - 0.8)) / 300)
 
 
 def test_the_figures_of_a_run_without_any(tmp_path):
     figures = summary(make_folder(tmp_path, "new"))
     assert figures["state"] == "created"
     assert (figures["steps"], figures["tokens"], figures["attempts"]) == (0, 0, 0)
-    for name in ("bits_per_byte", "best_step", "tokens_per_s", "training_s", "digest"):
+    for name in ("bits_per_byte", "best_step", "tokens_per_s", "training_s", "goodput", "digest"):
         assert figures[name] is None
     assert figures["parameters"] > 0
 
@@ -111,6 +113,9 @@ def test_the_status_of_a_run(tmp_path):
         HOSTILE,
     ):
         assert part in text
+    assert "goodput" not in text
+    text = text_of(status_table(status, read_ledger(student)))
+    assert "13.3% of 5 min 00 s; compile 60.0%, evaluating 6.7%, start 4.7%" in text
     status["teachers"]["pool"] = "elders"
     assert "2 running in the shared pool elders" in text_of(status_table(status))
     assert "lost" in text_of(status_table(status | {"alive": False}))
@@ -127,6 +132,17 @@ def test_long_curves_are_thinned_to_means():
     assert few[:2].tolist() == [0.5, 2.5]
     assert thinned(range(1201))[-1] == 1200.0
     assert thinned([1.0, 2.0]).tolist() == [1.0, 2.0]
+
+
+def test_the_time_spent_adds_up_in_each_bin(tmp_path):
+    ledger = read_ledger(student_of(tmp_path))
+    assert ledger is not None
+    unit, borders, shares = time_spent(ledger)
+    assert (unit, borders[0], borders[-1]) == ("minutes", 0.0, pytest.approx(5.0))
+    assert sum(shares.values()) == pytest.approx(1.0)
+    # Nothing but start-up until the compilation ends, 110 s after the begin.
+    assert shares[1][borders[1:] <= 110 / 60] == pytest.approx(1.0)
+    assert set(shares) == set(range(6))
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,10 @@ def test_a_page_on_several_runs(tmp_path):
     place = write_report([student, teacher_of(tmp_path)], None)
     assert place == join(student.url, "report.html")
     page = read_page(place)
-    # Four pictures of all runs, and one on each run's waiting.
-    assert page.tags.count("svg") == page.tags.count("figure") == 6
+    # Four pictures of all runs, one on each run's waiting, and where the student's time went.
+    assert page.tags.count("svg") == page.tags.count("figure") == 7
+    assert "Time spent share, by minutes since the run began" in page.text
+    assert "lostlost work4.01.33%" in page.text
     for title in ("Training loss", "Distillation loss", "Held-out text", "Learning rate"):
         assert title in page.text
     for text in ("student\ndistilled", "2.7500", "at step 10", "(away), and 2 more times"):

@@ -78,13 +78,13 @@ def test_local_paths_mean_the_same_everywhere(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_lease_is_held_until_it_is_released(folder: RunFolder):
-    assert folder.lease() is None
+    assert folder.lease() is None and folder.lease_age_s() is None
     folder.write_lease("me", "here:1")
     lease = folder.lease()
     assert lease is not None
     assert (lease["holder"], lease["address"]) == ("me", "here:1")
     folder.release_lease()
-    assert folder.lease() is None
+    assert folder.lease() is None and folder.lease_age_s() is None
     folder.release_lease()
 
 
@@ -94,6 +94,7 @@ def test_a_lease_that_nobody_renews_runs_out(folder: RunFolder, age_s: float, he
     lease = {"holder": "me", "address": "here:1", "renewed_s": time.time() - age_s}
     write_json(join(folder.url, "lease.json"), lease)
     assert (folder.lease() is not None) == held
+    assert (folder.lease_age_s() or 0.0) >= age_s
 
 
 def test_a_renewal_may_fail_more_than_once():

@@ -32,6 +32,8 @@ def test_a_run_leaves_a_complete_record_and_its_checkpoints(undisturbed, facts):
         assert line["tokens"] > 0 and line["step_s"] > 0 and line["attempt"] == 1
         assert all(seconds >= 0 for seconds in line["stall_s"].values())
     assert lines[-1]["loss"] < lines[0]["loss"]
+    assert [line["step"] for line in lines if "compile_s" in line] == [1]
+    assert 0 < lines[0]["compile_s"] < lines[0]["step_s"]
     for step in (2, 4, 6):
         meta = read_entry(str(run), step)
         assert meta == read_meta(checkpoint_url(str(run), step))

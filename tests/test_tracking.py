@@ -12,8 +12,10 @@ from wandb.errors import CommError
 from configs.load import parse_run
 from configs.run import TrackingConfig
 from orchestrator.launch_spec import LaunchSpec
+from orchestrator.report_data import read_ledger
 from orchestrator.run_folder import RunFolder
 from orchestrator.tracking import _Mirror, wandb_mode
+from tests.reported_runs import told_host, told_state, write_events
 from tests.runs import tiny_values
 from workers.record import STEPS, LogSegments, SegmentWriter
 from workers.storage import join
@@ -146,6 +148,41 @@ def test_teachers_are_gauged_by_state(spec: LaunchSpec, fake: FakeRun):
     gauges = {"teachers/running": 1, "teachers/starting": 1}
     gauges |= {"teachers/wanted": 2, "teachers/needed": 3}
     assert fake.lines[-1] == {"train/step": 1, **gauges}
+
+
+def test_goodput_is_gauged_as_the_record_grows(spec: LaunchSpec, fake: FakeRun):
+    mirror = mirror_of(spec)
+    write_events(
+        RunFolder(spec.storage_url, spec.name),
+        (0, "controller_started", {"state": "preparing", "away_s": None}),
+        told_state(3, "starting", 1),
+        *told_host(4, 1, 0),
+        told_state(12, "finished", 1),
+    )
+    write_steps(spec, 1, 1, 2)
+    mirror.mirror(NO_TEACHERS)
+    (line,) = [line for line in fake.lines if "goodput/share" in line]
+    ledger = read_ledger(RunFolder(spec.storage_url, spec.name))
+    assert ledger is not None
+    assert line["train/step"] == 2 and line["goodput/share"] == ledger.goodput
+    assert ledger.goodput == pytest.approx(0.5 / 12)
+    assert line["goodput/step_s"] == line["goodput/stall_data_s"] == pytest.approx(0.5)
+    lines = len(fake.lines)
+    mirror.mirror(NO_TEACHERS)
+    mirror.finish()
+    assert len(fake.lines) == lines, "nothing new has been heard"
+
+
+def test_the_last_goodput_is_gauged_whenever_the_one_before_was(spec: LaunchSpec, fake: FakeRun):
+    mirror = mirror_of(spec)
+    folder = RunFolder(spec.storage_url, spec.name)
+    write_events(folder, (0, "controller_started", {"state": "preparing", "away_s": None}))
+    mirror.mirror(NO_TEACHERS)
+    write_events(folder, told_state(7, "failed", 0), writer="controller-2")
+    mirror.mirror(NO_TEACHERS)
+    assert len(fake.named("goodput/share")) == 1
+    mirror.finish()
+    assert fake.named("goodput/preparing_s")[-1] == 7
 
 
 def test_a_new_mirror_goes_on_where_the_last_one_was(spec: LaunchSpec, fake: FakeRun):

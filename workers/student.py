@@ -110,12 +110,13 @@ class Student:
             steps = range(job.start.step, config.steps)
             self._targets = HostTargets(job, source, self._rows, steps, self._events.say)
         self._step_fn = make_train_step(config, self._codec, self._mesh)
-        self._checkpoint_stall_s = 0.0
-        self._settled_at = time.perf_counter()
+        self._checkpoint_stall_s = self._compile_s = 0.0
         self._has_settled = False
         if host == 0:
             self._record.append({"attempt": job.attempt, "start_step": job.start.step})
             self._record.flush()
+        # The steps follow one another from here on: the event tells when that was.
+        self._settled_at = time.perf_counter()
         self._events.say(
             "host_ready",
             attempt=job.attempt,
@@ -188,9 +189,12 @@ class Student:
             decode_s += time.perf_counter() - began
         signals = np.full(jax.local_device_count(), self._hooks.signal(), np.int32)
         signals = jax.make_array_from_process_local_data(signal_sharding(self._mesh), signals)
+        began = time.perf_counter()
         self._state, metrics = self._step_fn(
             self._state, batch, encoded, signals, *self._unembedding
         )
+        if index == self._job.start.step:  # later ones are put on the devices and nothing more
+            self._compile_s = time.perf_counter() - began
         stall_s = {
             "data": data_s,
             "teacher": teacher_s,
@@ -203,7 +207,10 @@ class Student:
 
     def _settle(self, step: _Dispatched) -> bool:
         """Waits for a step's metrics and records them; true when some host asks to stop."""
-        self._taker.wait()  # so that no more steps than the snapshots' interval are ever at stake
+        # So that no more steps than the snapshots' interval are ever at stake.
+        began = time.perf_counter()
+        self._taker.wait()
+        self._checkpoint_stall_s += time.perf_counter() - began
         metrics = StepMetrics(*(value.item() for value in jax.device_get(step.metrics)))
         now = time.perf_counter()
         line: dict[str, Any] = {"step": step.step, "stall_s": step.stall_s}
@@ -221,6 +228,8 @@ class Student:
                 "teacher_busy_s": step.teacher_busy_s,
                 "attempt": self._job.attempt,
             }
+            if not self._has_settled:
+                line["compile_s"] = self._compile_s
             self._hooks.progress(line)
         self._record.append(line)
         self._settled_at, self._has_settled = now, True

@@ -7,9 +7,12 @@ before it calls `train_loop`; so everything that needs JAX is imported inside.
 import contextlib
 import dataclasses
 import logging
+import os
+import platform
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,6 +134,26 @@ def _memory_tier(job: StudentJob, run_id: str, host: int) -> dict[str, Any]:
     return hooks
 
 
+def _tell_started(job: StudentJob) -> None:
+    """Since when the gang has been there; what comes before is a wait for machines."""
+    from workers.record import EventWriter
+
+    events = EventWriter(job.run_url, f"start-a{job.attempt:04d}")
+    where = {"machine": platform.node(), "pid": os.getpid()}
+    events.say("host_started", attempt=job.attempt, process_s=_process_s(), **where)
+    events.close()
+
+
+def _process_s() -> float:
+    """For how long this process has been there; 0 where the system has no `/proc` to tell it."""
+    try:
+        text = Path("/proc/self/stat").read_text()
+    except FileNotFoundError:
+        return 0.0
+    begin_ticks = int(text.rpartition(")")[2].split()[19])  # since the machine was started
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - begin_ticks / os.sysconf("SC_CLK_TCK")
+
+
 def train_loop(payload: dict[str, Any]) -> None:
     """What Ray Train runs on each host. `payload`: `job`, `run_id`, `apps`, `code`."""
     import jax
@@ -152,6 +175,8 @@ def train_loop(payload: dict[str, Any]) -> None:
     host = jax.process_index()
     handler = LogSegments(job.run_url, f"student-a{job.attempt:04d}-h{host:04d}")
     logging.getLogger().addHandler(handler)
+    if host == 0:
+        _tell_started(job)
     phases = Phases()
     watch = HostWatch(
         stacks_url(job.run_url, job.attempt, host),
