@@ -127,6 +127,10 @@ class StartFromConfig(Section):
 class FaultConfig(Section):
     """How many faults of each kind a run outlives before it stops and says why."""
 
+    forget_after_s: float = changeable(
+        3600.0, gt=0, description="For how long a fault counts towards its budget and the pauses."
+    )
+
     host_died: int = changeable(10, ge=0, description="Student hosts or slices lost.")
     preempted: int = changeable(100, ge=0, description="Slices taken back by the cloud.")
     driver_died: int = changeable(10, ge=0, description="Losses of the actor driving an attempt.")

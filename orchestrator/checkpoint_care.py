@@ -51,6 +51,8 @@ def retain(snapshot: Snapshot, config: RunConfig) -> Cared:
     values = {step: value for step, value in snapshot.evaluated.items() if value is not None}
     pinned = {*waiting_steps(snapshot, config.evaluation), *snapshot.pinned}
     gone = steps_to_delete(snapshot.steps, values, pinned, config.checkpoint)
+    if not gone:
+        return Cared(snapshot, [])
     left = tuple(step for step in snapshot.steps if step not in gone)
     return Cared(_with(snapshot, steps=left), [Delete(step) for step in gone])
 

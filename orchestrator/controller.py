@@ -17,7 +17,16 @@ from orchestrator.checkpoint_care import (
     retain,
     waiting_steps,
 )
-from orchestrator.fault_policy import HUNG, Failure, FaultKind, GiveUp, cause, decide
+from orchestrator.fault_policy import (
+    HUNG,
+    Failure,
+    FaultKind,
+    GiveUp,
+    Relaunch,
+    cause,
+    decide,
+    recent,
+)
 from orchestrator.run_state import (
     TRANSITIONS,
     Action,
@@ -129,11 +138,10 @@ class Controller:
         if self.snapshot.stop_asked:
             self._end(State.STOPPED, "stopped on request; the students had failed meanwhile")
             return
-        decision = decide(kind, failure.message, self.snapshot.used, self._config.faults)
+        decision = self._decide(kind, failure.message, now_s)
         if isinstance(decision, GiveUp):
             self._end(State.FAILED, decision.reason)
             return
-        self._use(kind)
         if kind is FaultKind.CORRUPT_CHECKPOINT and self.snapshot.resumed_from is not None:
             self._care(quarantine(self.snapshot, self.snapshot.resumed_from, failure.message))
         if kind is FaultKind.SNAPSHOT_LOST:
@@ -164,10 +172,10 @@ class Controller:
                 self._set(relaunch_at_s=now_s)
                 self._go(State.RECOVERING)
             return
-        kind = FaultKind.EVALUATOR_DIED
-        decision = decide(kind, event.message, self.snapshot.used, self._config.faults)
-        if event.retry and not isinstance(decision, GiveUp):
-            self._use(kind)
+        decision = GiveUp(event.message)
+        if event.retry:
+            decision = self._decide(FaultKind.EVALUATOR_DIED, event.message, now_s)
+        if not isinstance(decision, GiveUp):
             self._set(evaluating=None)
         else:
             self.snapshot = judged(self.snapshot, event.step, None)
@@ -264,9 +272,15 @@ class Controller:
         self.snapshot = cared.snapshot
         self._actions += cared.actions
 
-    def _use(self, kind: FaultKind) -> None:
-        used = self.snapshot.used
-        self._set(used={**used, kind.value: used.get(kind.value, 0) + 1})
+    def _decide(self, kind: FaultKind, message: str, now_s: float) -> Relaunch | GiveUp:
+        """Whether a fault is outlived; if so, it counts from now on."""
+        now, budgets = self.snapshot, self._config.faults
+        times_s = recent(now.recent.get(kind.value, ()), now_s, budgets)
+        decision = decide(kind, message, len(times_s), budgets)
+        if isinstance(decision, Relaunch):
+            used = {**now.used, kind.value: now.used.get(kind.value, 0) + 1}
+            self._set(used=used, recent={**now.recent, kind.value: (*times_s, now_s)})
+        return decision
 
     def _end(self, state: State, reason: str | None) -> None:
         self._set(reason=reason, evaluating=None)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from configs.run import FaultConfig
 
@@ -124,19 +124,25 @@ def cause(failures: tuple[Failure, ...]) -> tuple[FaultKind, Failure]:
 
 
 def decide(
-    kind: FaultKind, message: str, used: Mapping[str, int], budgets: FaultConfig
+    kind: FaultKind, message: str, num_recent: int, budgets: FaultConfig
 ) -> Relaunch | GiveUp:
-    """Whether a fault is outlived. `used` counts the earlier faults by kind."""
+    """Whether a fault is outlived, after `num_recent` others of its kind; see `recent`."""
     if kind is FaultKind.USER_ERROR:
         return GiveUp(message)
     if kind in UNBOUNDED:
         return Relaunch(0)
     budget = getattr(budgets, kind.value)
-    count = used.get(kind.value, 0)
-    if count >= budget:
-        times = "once" if count == 0 else f"{count + 1} times"
+    if num_recent >= budget:
+        times = "once" if num_recent == 0 else f"{num_recent + 1} times"
         return GiveUp(
-            f"{kind.value} happened {times}, and faults.{kind.value} allows {budget}; "
-            f"the last one: {message}"
+            f"{kind.value} happened {times} within {budgets.forget_after_s:g} s, and "
+            f"faults.{kind.value} allows {budget}; the last one: {message}"
         )
-    return Relaunch(min(_FIRST_PAUSE_S * 2 ** min(count - 1, 10), _LONGEST_PAUSE_S) if count else 0)
+    if not num_recent:
+        return Relaunch(0)
+    return Relaunch(min(_FIRST_PAUSE_S * 2 ** min(num_recent - 1, 10), _LONGEST_PAUSE_S))
+
+
+def recent(times_s: Sequence[float], now_s: float, budgets: FaultConfig) -> tuple[float, ...]:
+    """Those of the times of faults that still count: a run of months outlives any number."""
+    return tuple(time_s for time_s in times_s if now_s - time_s < budgets.forget_after_s)

@@ -118,7 +118,7 @@ def _reopen(folder: RunFolder, config: RunConfig, changed: RunConfig) -> None:
     if snapshot is not None:
         state = "recovering" if snapshot["facts"] else "preparing"
         teachers = changed.teacher.replicas if changed.teacher else 0
-        fresh = {"state": state, "stop_asked": False, "reason": None, "used": {}}
+        fresh = {"state": state, "stop_asked": False, "reason": None, "used": {}, "recent": {}}
         fresh |= {"relaunch_at_s": 0.0, "teachers": teachers, "scaling": {}}
         folder.write_snapshot({**snapshot, **fresh})
     for name, _ in folder.commands():

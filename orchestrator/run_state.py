@@ -240,6 +240,9 @@ class Snapshot:
     facts: dict[str, Any] | None = None
     stop_asked: bool = False
     used: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Faults so far, by kind."""
+    recent: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """When those happened that still count towards their budgets."""
     relaunch_at_s: float = 0.0
     kill_at_s: float = 0.0
     reason: str | None = None
@@ -267,6 +270,7 @@ class Snapshot:
             "state": state,
             "steps": steps,
             "pinned": pinned,
+            "recent": {kind: tuple(at) for kind, at in values.get("recent", {}).items()},
             "evaluated": evaluated,
             "scaling": scaling,
         }

@@ -15,6 +15,7 @@ from orchestrator.run_state import (
     Committed,
     Evaluate,
     Evaluated,
+    EvaluationFailed,
     Event,
     KillAttempt,
     Prepared,
@@ -64,6 +65,7 @@ EDGES: dict[tuple[State, State], tuple[Event, float]] = {
     (State.STOPPING, State.EVALUATING): (finished(1), 0),
     (State.EVALUATING, State.FINISHED): (Evaluated(4, 1.5), 0),
     (State.EVALUATING, State.STOPPED): (StopAsked(), 0),
+    (State.EVALUATING, State.RECOVERING): (EvaluationFailed(4, "damaged", False, True), 0),
 }
 
 

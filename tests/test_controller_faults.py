@@ -19,6 +19,7 @@ from orchestrator.run_state import (
 )
 from tests.controller_bench import (
     FACTS,
+    LOST_DRIVER,
     TO,
     USER_ERROR,
     Bench,
@@ -26,6 +27,7 @@ from tests.controller_bench import (
     finished,
     make_config,
     of,
+    round_trip,
 )
 
 
@@ -45,6 +47,17 @@ def test_a_spent_budget_ends_the_run_and_says_which():
     bench.feed(Prepared(FACTS), failed(1), failed(2))
     assert bench.state is State.FAILED
     assert "faults.host_died allows 1" in (bench.snapshot.reason or "")
+
+
+def test_budgets_are_apart_and_faults_are_forgotten():
+    bench = Bench(make_config(faults={"host_died": 1, "driver_died": 1, "forget_after_s": 100}))
+    bench.feed(Prepared(FACTS), failed(1), failed(2, LOST_DRIVER), at_s=1000)
+    assert bench.snapshot.recent == {"host_died": (1000,), "driver_died": (1000,)}
+    assert round_trip(bench.snapshot) == bench.snapshot
+    bench.feed(failed(3), at_s=1100)
+    assert bench.state is State.STARTING and bench.snapshot.used["host_died"] == 2
+    bench.feed(failed(4), at_s=1199)
+    assert bench.state is State.FAILED
 
 
 def test_a_users_error_ends_the_run_with_the_error():

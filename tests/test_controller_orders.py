@@ -12,7 +12,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from orchestrator.controller import MAX_WAITING_EVALUATIONS, Controller
+from orchestrator.checkpoint_care import MAX_WAITING_EVALUATIONS
+from orchestrator.controller import Controller
 from orchestrator.fault_policy import Failure
 from orchestrator.run_state import (
     TRANSITIONS,

@@ -16,6 +16,7 @@ from orchestrator.fault_policy import (
     Relaunch,
     cause,
     decide,
+    recent,
 )
 
 ECHOES = ("JaxRuntimeError", "XlaRuntimeError")
@@ -91,43 +92,43 @@ def test_no_failure_at_all_is_a_mistake_of_the_caller():
 
 
 def test_each_kind_but_the_users_has_a_budget():
-    assert {kind.value for kind in BUDGETED} == set(FaultConfig.model_fields)
+    assert {kind.value for kind in BUDGETED} == set(FaultConfig.model_fields) - {"forget_after_s"}
     assert get_args(Relaunch | GiveUp) == (Relaunch, GiveUp)
 
 
 def test_what_comes_to_an_end_by_itself_is_outlived_at_once():
     for kind in UNBOUNDED:
-        assert decide(kind, "lost", {kind.value: 1000}, BUDGETS) == Relaunch(0)
+        assert decide(kind, "lost", 1000, BUDGETS) == Relaunch(0)
 
 
 def test_a_users_error_is_given_up_at_once_in_its_own_words():
-    assert decide(FaultKind.USER_ERROR, "wrong", {}, BUDGETS) == GiveUp("wrong")
+    assert decide(FaultKind.USER_ERROR, "wrong", 0, BUDGETS) == GiveUp("wrong")
 
 
 @pytest.mark.parametrize("kind", BUDGETED)
 @given(budget=st.integers(0, 50))
 def test_a_budget_of_n_outlives_n_faults(kind: FaultKind, budget: int):
     budgets = FaultConfig(**{kind.value: budget})
-    used: dict[str, int] = {}
-    while isinstance(decide(kind, "it broke", used, budgets), Relaunch):
-        used[kind.value] = used.get(kind.value, 0) + 1
-        assert used[kind.value] <= budget
-    assert used.get(kind.value, 0) == budget
+    count = 0
+    while isinstance(decide(kind, "it broke", count, budgets), Relaunch):
+        count += 1
+        assert count <= budget
+    assert count == budget
 
 
-@pytest.mark.parametrize("kind", BUDGETED)
-def test_budgets_are_apart(kind: FaultKind):
-    used = {other.value: 10_000 for other in BUDGETED if other is not kind}
-    assert isinstance(decide(kind, "", used, BUDGETS), Relaunch)
+@given(st.lists(st.floats(0, 1e6)), st.floats(0, 1e6))
+def test_faults_are_forgotten(times_s: list[float], now_s: float):
+    kept = recent(times_s, now_s, FaultConfig(forget_after_s=100.0))
+    assert list(kept) == [time_s for time_s in times_s if now_s - time_s < 100]
 
 
 def test_giving_up_says_how_often_what_is_allowed_and_the_last_error():
     budgets = FaultConfig(host_died=2, unknown=0)
-    told = decide(FaultKind.HOST_DIED, "it broke", {"host_died": 2}, budgets)
+    told = decide(FaultKind.HOST_DIED, "it broke", 2, budgets)
     assert isinstance(told, GiveUp)
     for part in ("3 times", "faults.host_died allows 2", "it broke"):
         assert part in told.reason
-    told = decide(FaultKind.UNKNOWN, "odd", {}, budgets)
+    told = decide(FaultKind.UNKNOWN, "odd", 0, budgets)
     assert isinstance(told, GiveUp)
     assert "once" in told.reason
 
@@ -136,7 +137,7 @@ def test_pauses_grow_and_are_bounded():
     budgets = FaultConfig(host_died=100_000)
     pauses = []
     for count in [*range(20), 99_999]:
-        decision = decide(FaultKind.HOST_DIED, "", {"host_died": count}, budgets)
+        decision = decide(FaultKind.HOST_DIED, "", count, budgets)
         assert isinstance(decision, Relaunch)
         pauses.append(decision.after_s)
     assert pauses[0] == 0
