@@ -17,12 +17,11 @@ from workers.preparer import Prepared
 from workers.student import Finish, Hooks, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-EVERY = {"checkpoint": {"every_steps": 2, "snapshot_every_steps": None}}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(text_storage: Path, facts: Prepared) -> tuple[RunConfig, Finish]:
-    config = config_of(text_storage, "undisturbed", **EVERY)
+    config = config_of(text_storage, "undisturbed")
     return config, train(job_of(facts, config))
 
 
@@ -52,7 +51,7 @@ class Blocked:
 
 
 def test_training_goes_on_and_saves_when_storage_is_back(text_storage, facts, undisturbed):
-    config = config_of(text_storage, "blocked", **EVERY)
+    config = config_of(text_storage, "blocked")
     blocked = Blocked(config, "checkpoints")
     finish = train(job_of(facts, config), hooks=blocked.lift_after(4))
     assert finish == undisturbed[1]
@@ -67,7 +66,7 @@ def test_training_goes_on_and_saves_when_storage_is_back(text_storage, facts, un
 
 def test_a_save_that_fails_on_its_way_is_made_good(text_storage, facts, undisturbed, monkeypatch):
     """As where the disk is full: what is begun is told at the next checkpoint, or waited for."""
-    config = config_of(text_storage, "on-its-way", **EVERY)
+    config = config_of(text_storage, "on-its-way")
     write, failed = checkpoint_writer.write_file_digests, list[str]()
 
     def fail_twice(url: str) -> None:
@@ -87,7 +86,7 @@ def test_a_save_that_fails_on_its_way_is_made_good(text_storage, facts, undistur
 
 
 def test_no_checkpoint_counts_without_the_record_before_it(text_storage, facts, undisturbed):
-    config = config_of(text_storage, "no-record", **EVERY)
+    config = config_of(text_storage, "no-record")
     blocked = Blocked(config, "checkpoints")
     blocked.lift()
 
@@ -108,7 +107,7 @@ def test_no_checkpoint_counts_without_the_record_before_it(text_storage, facts, 
 
 
 def test_the_last_checkpoint_is_waited_for(text_storage, facts, undisturbed, monkeypatch):
-    config = config_of(text_storage, "last", **EVERY)
+    config = config_of(text_storage, "last")
     blocked = Blocked(config, "checkpoints")
     pauses_s: list[float] = []
 

@@ -72,7 +72,7 @@ def test_no_more_is_fetched_than_is_missing():
     fetched = []
 
     def sources():
-        for part in (pieces[:half], pieces[half:], "never"):
+        for part in (pieces[:half], pieces[half:], ()):
             fetched.append(part)
             yield part
 

@@ -8,7 +8,7 @@ import pytest
 from configs.run import RunConfig
 from orchestrator.history import read_events, read_steps
 from tests.students import NUM_STEPS, StopAfter, config_of, continued, job_of, losses
-from workers import checkpoint
+from workers import checkpoint_writer
 from workers.checkpoint import checkpoint_url, read_entry, read_meta
 from workers.jobs import StartPoint
 from workers.preparer import Prepared
@@ -87,13 +87,13 @@ def test_lines_are_durable_before_their_checkpoint_counts(text_storage, facts, m
     config = config_of(text_storage, "durable", record={"flush_s": 3600.0})
     run = f"{text_storage}/runs/durable"
     seen: dict[int, list[int]] = {}
-    write = checkpoint.write_json
+    write = checkpoint_writer.write_json
 
     def look_and_write(url: str, value: dict) -> None:
         seen[value["step"]] = [line["step"] for line in read_steps(run)]
         write(url, value)
 
-    monkeypatch.setattr(checkpoint, "write_json", look_and_write)
+    monkeypatch.setattr(checkpoint_writer, "write_json", look_and_write)
     train(job_of(facts, config))
     assert seen[2][:2] == [1, 2] and seen[6] == [1, 2, 3, 4, 5, 6]
 

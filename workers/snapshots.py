@@ -49,7 +49,8 @@ def put_back(config: RunConfig, mesh: Mesh, sources: Iterable[Sequence[Piece]]) 
     def place(path: Any, shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
         name = jax.tree_util.keystr(path)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None, "each device has a part of each leaf"
             bounds = _bounds(index, shape.shape)
             while (found := _join(pieces.get(name, []), bounds, shape.dtype)) is None:
                 _fetch(waiting, pieces, name)
