@@ -27,7 +27,7 @@ class Arm(NamedTuple):
     """One run.
 
     Args:
-        step_s: the median of its steps.
+        step_s: the mean of its steps, with what happens in the background of some.
         blocked_s: what one save holds up, on average.
     """
 
@@ -67,8 +67,8 @@ def _arm(lines: list[dict[str, Any]], saving: dict[str, Any]) -> Arm:
     # The line after a save says what it held up.
     blocked = [line["stall_s"]["checkpoint"] for line in lines if line["step"] % every == 1]
     return Arm(
-        statistics.median(line["step_s"] for line in lines),
-        statistics.mean(blocked) if blocked else 0.0,
+        statistics.fmean(line["step_s"] for line in lines),
+        statistics.fmean(blocked) if blocked else 0.0,
     )
 
 

@@ -47,7 +47,7 @@ class Round(NamedTuple):
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="Turns of each arm.")
-@click.option("--steps", default=220, show_default=True, help="Steps of a turn.")
+@click.option("--steps", default=120, show_default=True, help="Steps of a turn.")
 def live(rounds: int, steps: int) -> None:
     """A student's step rate with live teachers over that with the same targets stored.
 
@@ -63,6 +63,8 @@ def live(rounds: int, steps: int) -> None:
         for number in range(rounds):
             for kind in TEACHERS:
                 done[kind].append(_round(storage, kind, number, steps, address))
+                each = done[kind][-1]
+                print(f"{kind} {number}: {each.ratio:.3f} at load {each.load:.2f}", flush=True)
     _tell(done)
 
 

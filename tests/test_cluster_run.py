@@ -76,7 +76,13 @@ def test_killed_teacher_and_host_change_no_bit(
 ) -> None:
     failed = [e for e in history.read_events(disturbed.url) if e["event"] == "attempt_failed"]
     assert [event["kind"] for event in failed] == ["host_died"]
-    assert {line["attempt"] for line in history.read_steps(disturbed.url)} == {1, 2}
+    lines = history.read_steps(disturbed.url)
+    assert {line["attempt"] for line in lines} == {1, 2}
+    # No step that was made is made again: each had its snapshot, of every host.
+    ready = [e for e in history.read_events(disturbed.url) if e["event"] == "host_ready"]
+    last = max(line["step"] for line in lines if line["attempt"] == 1)
+    restarts = {(e["start"], e["step"]) for e in ready if e["attempt"] == 2}
+    assert restarts == {("memory", last)}
     assert_same_run(disturbed, undisturbed)
 
 
