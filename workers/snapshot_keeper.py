@@ -27,6 +27,7 @@ NAMESPACE = "stillhouse"
 # The newest may be of some hosts only, when the gang dies while it is taken.
 _KEPT_PER_HOST = 2
 _ANSWER_WITHIN_S = 10.0
+_KEEP_WITHIN_S = 60.0
 
 
 class SnapshotKeeper:
@@ -131,7 +132,7 @@ class Keep:
         """Returns when the snapshot outlives this process, and this machine if there is another.
 
         Raises:
-            SnapshotLostError: a keeper has died; another takes the next.
+            SnapshotLostError: a keeper has died or does not answer; the next may be taken.
         """
         peer = peer_of(self._host, self._nodes, snapshot.groups, self._hosts_per_slice)
         try:
@@ -140,9 +141,9 @@ class Keep:
             if peer is not None:
                 copy = whole if peer.with_pieces else dataclasses.replace(snapshot, pieces=())
                 kept.append(self._keeper(peer.host).put.remote(copy))
-            ray.get(kept)
+            ray.get(kept, timeout=_KEEP_WITHIN_S)
         except RayError as error:
-            raise SnapshotLostError(f"A keeper of snapshots died: {error}") from error
+            raise SnapshotLostError(f"A keeper of snapshots does not take one: {error}") from error
 
     def _keeper(self, host: int) -> Any:
         return start_keeper(self._run_id, self._nodes[host])

@@ -74,7 +74,7 @@ def _join(pieces: Sequence[Piece], bounds: Bounds, dtype: Any) -> np.ndarray | N
     """The part of a leaf within `bounds`; None where the pieces do not cover it."""
     for piece in pieces:
         if piece.bounds == bounds:
-            return piece.array
+            return np.array(piece.array)  # its memory is the object store's, and read-only
     shape = tuple(high - low for low, high in bounds)
     whole, covered = np.empty(shape, dtype), np.zeros(shape, bool)
     for piece in pieces:
