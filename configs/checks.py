@@ -108,7 +108,13 @@ def _cluster_faults(config: RunConfig) -> Iterator[Fault]:
         if cluster.num_slices != 1:
             message = "only TPUs come in slices; use 1"
             yield Fault("cluster.num_slices", cluster.num_slices, message, kind)
+        if cluster.min_slices is not None:
+            message = "only TPUs come in slices; leave it out"
+            yield Fault("cluster.min_slices", cluster.min_slices, message, kind)
         return
+    if cluster.min_slices is not None and cluster.min_slices > cluster.num_slices:
+        message = f"should be at most cluster.num_slices = {cluster.num_slices}"
+        yield Fault("cluster.min_slices", cluster.min_slices, message, ("cluster.num_slices",))
     if cluster.topology is None:
         message = "is missing; give the chips of one slice by dimension, such as 2x2x2"
         yield Fault("cluster.topology", NO_VALUE, message, kind)

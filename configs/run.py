@@ -59,6 +59,17 @@ class ClusterConfig(Section):
         None, description="Chips of one TPU slice by dimension, such as `2x2x2`; unset on CPU."
     )
     num_slices: int = changeable(1, ge=1, description="Slices (on CPU: always 1).")
+    min_slices: int | None = changeable(
+        None,
+        ge=1,
+        description="Slices with which the run still goes on when others are lost; unset: all.",
+    )
+    resize_after_s: float = changeable(
+        30.0,
+        ge=0,
+        description="How long slices may be missing, or be there again, before the run is started "
+        "again with as many as there are.",
+    )
     num_hosts: int = changeable(1, ge=1, description="Student processes, on CPU only.")
     devices_per_host: int = changeable(
         1, ge=1, description="JAX devices in each student process, on CPU only."

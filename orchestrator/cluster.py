@@ -10,27 +10,39 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.topology import Topology, slice_topology
 from orchestrator.cpu_devices import cpu_devices
-
-# The labels that Ray gives a node that is a TPU host (docs.ray.io, "Use labels to control
-# scheduling").
-_SLICE_NAME = "ray.io/tpu-slice-name"
-_WORKER_ID = "ray.io/tpu-worker-id"
-_POD_TYPE = "ray.io/tpu-pod-type"
-_TOPOLOGY = "ray.io/tpu-topology"
+from orchestrator.slices import POD_TYPE, SLICE_NAME, TOPOLOGY, WORKER_ID
 
 
-@dataclass(frozen=True)
 class SimulatedCluster:
     """A running local cluster; `address` is for `ray.init`, the dashboard's for jobs."""
 
-    address: str
-    dashboard_url: str | None
+    def __init__(self, cluster: Any, shape: Topology, cpus_per_host: int):
+        self._cluster, self._shape, self._cpus_per_host = cluster, shape, cpus_per_host
+        self._slices: dict[int, list[Any]] = {}
+        self.address: str = cluster.address
+        url = cluster.head_node.webui_url
+        self.dashboard_url = f"http://{url}" if url else None
+
+    def add_slice(self, index: int) -> None:
+        """Has the machines of `slice-<index>` join; returns before they have."""
+        self._slices[index] = [
+            self._cluster.add_node(
+                wait=False,
+                num_cpus=self._cpus_per_host,
+                **_host_node(self._shape, f"slice-{index}", worker_id),
+            )
+            for worker_id in range(self._shape.num_hosts)
+        ]
+
+    def lose_slice(self, index: int) -> None:
+        """Kills the machines of `slice-<index>`, with all that runs on them."""
+        for node in self._slices.pop(index):
+            self._cluster.remove_node(node, allow_graceful=False)
 
 
 @contextlib.contextmanager
@@ -88,14 +100,11 @@ def simulated_cluster(
             dashboard_port=_free_port() if dashboard else None,
             env_vars={"JAX_PLATFORMS": "cpu"},
         )
+        simulated = SimulatedCluster(cluster, shape, cpus_per_host)
         for index in range(num_slices):
-            for worker_id in range(shape.num_hosts):
-                host = _host_node(shape, f"slice-{index}", worker_id)
-                cluster.add_node(wait=False, num_cpus=cpus_per_host, **host)
+            simulated.add_slice(index)
         cluster.wait_for_nodes()
-        assert cluster.address is not None
-        url = cluster.head_node.webui_url if cluster.head_node is not None else None
-        yield SimulatedCluster(cluster.address, f"http://{url}" if url else None)
+        yield simulated
 
 
 def _host_node(shape: Topology, slice_name: str, worker_id: int) -> dict[str, Any]:
@@ -106,10 +115,10 @@ def _host_node(shape: Topology, slice_name: str, worker_id: int) -> dict[str, An
     return {
         "resources": resources,
         "labels": {
-            _SLICE_NAME: slice_name,
-            _WORKER_ID: str(worker_id),
-            _POD_TYPE: shape.pod_type,
-            _TOPOLOGY: shape.topology,
+            SLICE_NAME: slice_name,
+            WORKER_ID: str(worker_id),
+            POD_TYPE: shape.pod_type,
+            TOPOLOGY: shape.topology,
         },
         "env_vars": {
             "TPU_NAME": slice_name,

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from configs.checks import layout
+from configs.elastic import on_slices
 from configs.run import RunConfig
 from orchestrator.checkpoint_care import (
     Cared,
@@ -17,6 +18,7 @@ from orchestrator.checkpoint_care import (
     retain,
     waiting_steps,
 )
+from orchestrator.elasticity import note_free, slices_to_launch
 from orchestrator.fault_policy import (
     HUNG,
     Failure,
@@ -46,6 +48,7 @@ from orchestrator.run_state import (
     Say,
     ScaleAsked,
     SetTeachers,
+    SlicesFree,
     Snapshot,
     StartAttempt,
     State,
@@ -53,7 +56,7 @@ from orchestrator.run_state import (
     StopAsked,
     Ticked,
 )
-from orchestrator.teacher_scaling import Bounds, Window, judge
+from orchestrator.teacher_scaling import Window, bounds_of, judge
 
 STOP_WITHIN_S = 60.0
 
@@ -84,6 +87,7 @@ class Controller:
             StopAsked: self._on_stop,
             ScaleAsked: self._on_scale,
             Observed: self._on_observed,
+            SlicesFree: self._on_slices_free,
             Ticked: lambda event, now_s: None,
         }
         handlers[type(event)](event, now_s)
@@ -97,7 +101,7 @@ class Controller:
         self._say("prepared", **event.facts)
         if self.snapshot.teachers:
             self._actions.append(SetTeachers(self.snapshot.teachers))
-        self._launch()
+        self._launch(self._config.cluster.num_slices)
 
     def _on_broken(self, event: Broken, now_s: float) -> None:
         # A gang that saves or is done needs nothing any more.
@@ -199,7 +203,7 @@ class Controller:
         self._set(scaling=dataclasses.replace(now.scaling.changed(now_s), by_hand=by_hand))
         teachers, reason = event.teachers, "by hand"
         if teachers is None:
-            bounds = self._bounds()
+            bounds = bounds_of(self._config, self.snapshot.scaling)
             teachers = bounds.clip(now.teachers) if bounds else now.teachers
             reason = "as many as are needed, from now on"
         self._scale(teachers, reason)
@@ -208,9 +212,11 @@ class Controller:
         now = self.snapshot
         if event.attempt != now.attempt or now.state is not State.TRAINING:
             return
-        num_hosts = layout(self._config).num_hosts
+        num_hosts = layout(on_slices(self._config, now.num_slices)).num_hosts
         window = Window.of(event.steps, num_hosts, now.teachers, event.serving)
-        verdict = judge(now.scaling, window, now.teachers, self._bounds(), now_s)
+        verdict = judge(
+            now.scaling, window, now.teachers, bounds_of(self._config, self.snapshot.scaling), now_s
+        )
         self._set(scaling=verdict.scaling)
         seen = {
             "stall_share": round(window.stall_share, 4),
@@ -223,10 +229,20 @@ class Controller:
         if verdict.teachers != now.teachers:
             self._scale(verdict.teachers, verdict.reason, **seen)
 
+    def _on_slices_free(self, event: SlicesFree, now_s: float) -> None:
+        """Starts the run again when it could have had more slices for a while."""
+        self.snapshot, due = note_free(self.snapshot, self._config, event.num, now_s)
+        if due:
+            self._actions.append(KillAttempt(self.snapshot.attempt))
+            self._set(relaunch_at_s=now_s)
+            self._go(State.RECOVERING)
+
     def _advance(self, now_s: float) -> None:
         now = self.snapshot
         if now.state is State.RECOVERING and now_s >= now.relaunch_at_s:
-            self._launch()
+            num_slices = slices_to_launch(now, self._config, now_s)
+            if num_slices is not None:
+                self._launch(num_slices)
         if now.state is State.STOPPING and now_s >= now.kill_at_s:
             # Once more later, should this be lost with the controller.
             self._set(kill_at_s=now_s + STOP_WITHIN_S)
@@ -243,18 +259,6 @@ class Controller:
         under_way = (State.STARTING, State.TRAINING, State.STOPPING)
         return attempt == self.snapshot.attempt and self.snapshot.state in under_way
 
-    def _bounds(self) -> Bounds | None:
-        """Between which the number of teachers follows the need; None where it stays.
-
-        More than there can be requests on their way would never all be busy.
-        """
-        teacher = self._config.teacher
-        if teacher is None or teacher.max_replicas is None or self.snapshot.scaling.by_hand:
-            return None
-        num_requests = layout(self._config).num_hosts * teacher.prefetch_steps
-        high = min(teacher.max_replicas, num_requests)
-        return Bounds(teacher.min_replicas, max(high, teacher.min_replicas))
-
     def _scale(self, teachers: int, reason: str, **seen: Any) -> None:
         before = self.snapshot.teachers
         self._say("scaled", teachers=teachers, before=before, reason=reason, **seen)
@@ -262,11 +266,16 @@ class Controller:
         if self.snapshot.facts is not None:
             self._actions.append(SetTeachers(teachers))
 
-    def _launch(self) -> None:
+    def _launch(self, num_slices: int) -> None:
+        before = self.snapshot.num_slices
+        if self.snapshot.attempt and before != num_slices:
+            self._say("resized", slices=num_slices, before=before)
         newest = max(self.snapshot.steps, default=None)
-        self._set(attempt=self.snapshot.attempt + 1, resumed_from=newest)
+        attempt = self.snapshot.attempt + 1
+        # What is free now is not any more.
+        self._set(attempt=attempt, num_slices=num_slices, resumed_from=newest, slices_free=None)
         self._go(State.STARTING)
-        self._actions.append(StartAttempt(self.snapshot.attempt))
+        self._actions.append(StartAttempt(attempt, num_slices))
 
     def _care(self, cared: Cared) -> None:
         self.snapshot = cared.snapshot

@@ -14,7 +14,9 @@ from typing import Any
 import ray
 
 from configs.checks import layout
+from configs.elastic import on_slices
 from configs.run import RunConfig
+from configs.topology import slice_topology
 from orchestrator import catalogue, run_state
 from orchestrator.controller import Controller
 from orchestrator.launch_spec import LaunchSpec
@@ -22,6 +24,7 @@ from orchestrator.run_folder import LEASE_RENEWAL_S, RunFolder
 from orchestrator.run_parts import AttemptPart, EvaluationPart, PreparationPart
 from orchestrator.run_pool import make_pool
 from orchestrator.run_state import Snapshot, State
+from orchestrator.slices import num_free_slices
 from orchestrator.student_pulse import StudentPulse
 from orchestrator.tracking import TrackingPart
 from orchestrator.watchdog import Watch
@@ -147,7 +150,8 @@ class ControllerActor:
             check_epoch(self._folder.url, self._epoch)
             commands = self._folder.commands()
             found = [_event_of(command) for _, command in commands]
-            self._heard = [*self._look_for_steps(), *found, *self._heard]
+            here = [*self._look_for_steps(), *self._look_for_slices()]
+            self._heard = [*here, *found, *self._heard]
             self._looked_at_s = now_s
         while self._heard:
             self._actions += self._machine.on(self._heard.pop(0), now_s)
@@ -187,7 +191,8 @@ class ControllerActor:
         if reason is None or snapshot.state is State.STOPPING:
             return []
         written = hosts_with_stacks(self._folder.url, attempt)
-        missing = sorted(set(range(layout(self._config).num_hosts)) - set(written))
+        config = on_slices(self._config, snapshot.num_slices)
+        missing = sorted(set(range(layout(config).num_hosts)) - set(written))
         reason += f"; in {STACKS}/ are those of hosts {written}"
         if missing:
             reason += f", and none of hosts {missing}: look at these first"
@@ -200,6 +205,13 @@ class ControllerActor:
         if (steps, pinned) == (known.steps, known.pinned):
             return []
         return [run_state.Committed(steps, pinned)]
+
+    def _look_for_slices(self) -> list[run_state.Event]:
+        cluster = self._config.cluster
+        if cluster.min_slices is None:
+            return []
+        shape = slice_topology(cluster.accelerator, cluster.topology or "")
+        return [run_state.SlicesFree(num_free_slices(shape))]
 
     def _carry_out(self) -> None:
         if self._machine.snapshot != self._remembered:
@@ -218,7 +230,7 @@ class ControllerActor:
         elif isinstance(action, run_state.StartAttempt):
             assert facts is not None
             check_epoch(self._folder.url, self._epoch)
-            self._attempt.start(action.attempt, facts, self._machine.snapshot.steps, self._epoch)
+            self._attempt.start(action, facts, self._machine.snapshot.steps, self._epoch)
         elif isinstance(action, run_state.KillAttempt):
             self._attempt.kill(action.attempt)
         elif isinstance(action, run_state.SetTeachers):

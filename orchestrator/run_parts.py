@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from configs.elastic import on_slices
 from configs.run import RunConfig
 from orchestrator import run_state
 from orchestrator.attempt import attempt_name, remove_leftover_placement_groups, start_attempt
@@ -115,14 +116,18 @@ class AttemptPart:
         self._outcome: Any = None
 
     def start(
-        self, attempt: int, facts: dict[str, Any], steps: tuple[int, ...], epoch: int
+        self,
+        action: run_state.StartAttempt,
+        facts: dict[str, Any],
+        steps: tuple[int, ...],
+        epoch: int,
     ) -> None:
         """Launches an attempt from the newest snapshot or checkpoint, or where the run begins."""
         job = StudentJob(
-            config=self._config,
+            config=on_slices(self._config, action.num_slices),
             storage_url=self._spec.storage_url,
             run_url=self._spec.run_url,
-            attempt=attempt,
+            attempt=action.attempt,
             epoch=epoch,
             start=self._start_point(steps),
             dataset_digest=facts["dataset_digest"],
@@ -137,7 +142,7 @@ class AttemptPart:
             "apps": pool_apps(self._spec, self._config),
             "code": self._spec.code,
         }
-        self._driver = start_attempt(self._spec.run_id, attempt, payload, self._scratch())
+        self._driver = start_attempt(self._spec.run_id, action.attempt, payload, self._scratch())
         self._outcome = None
 
     def poll(self, attempt: int) -> list[run_state.Event]:

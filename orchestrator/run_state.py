@@ -143,6 +143,13 @@ class Observed:
 
 
 @dataclasses.dataclass(frozen=True)
+class SlicesFree:
+    """Whole slices of the run's shape that nobody uses now."""
+
+    num: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Ticked:
     """Time has passed."""
 
@@ -160,6 +167,7 @@ Event = (
     | StopAsked
     | ScaleAsked
     | Observed
+    | SlicesFree
     | Ticked
 )
 
@@ -168,6 +176,7 @@ Event = (
 @dataclasses.dataclass(frozen=True)
 class StartAttempt:
     attempt: int
+    num_slices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +253,11 @@ class Snapshot:
     recent: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """When those happened that still count towards their budgets."""
     relaunch_at_s: float = 0.0
+    num_slices: int = 1
+    """Of the newest attempt."""
+    slices_free: int | None = None
+    more_since_s: float | None = None
+    """Since when there are more slices than the newest attempt has."""
     kill_at_s: float = 0.0
     reason: str | None = None
     digest: str | None = None

@@ -15,6 +15,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from configs.checks import layout
+from configs.run import RunConfig
 from workers.tally import Tally
 
 TARGET_UTILISATION = 0.8
@@ -181,3 +183,16 @@ def _count(scaling: Scaling, window: Window, teachers: int, bounds: Bounds) -> S
 def _needed(load: float, capacity: float) -> int:
     # Rounded, so that a load of exactly n replicas does not need another for its last bit.
     return max(1, math.ceil(round(load / (capacity * TARGET_UTILISATION), 6)))
+
+
+def bounds_of(config: RunConfig, scaling: Scaling) -> Bounds | None:
+    """Between which the number of teachers follows the need; None where it stays.
+
+    More than there can be requests on their way would never all be busy.
+    """
+    teacher = config.teacher
+    if teacher is None or teacher.max_replicas is None or scaling.by_hand:
+        return None
+    num_requests = layout(config).num_hosts * teacher.prefetch_steps
+    high = min(teacher.max_replicas, num_requests)
+    return Bounds(teacher.min_replicas, max(high, teacher.min_replicas))

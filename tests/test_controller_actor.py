@@ -13,7 +13,7 @@ from orchestrator.controller_actor import ControllerActor
 from orchestrator.history import read_events
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import RunFolder
-from orchestrator.run_state import AttemptFinished, Prepared, Snapshot, State
+from orchestrator.run_state import AttemptFinished, Prepared, Snapshot, StartAttempt, State
 from tests.runs import tiny_values
 from workers.epochs import take_epoch
 from workers.host_watch import stacks_url
@@ -181,9 +181,9 @@ def test_what_is_decided_is_remembered_before_it_is_done(world: World):
     actor = world.life()
     world.parts["preparation"].events = [Prepared(FACTS)]
 
-    def start(attempt: int, *told: Any) -> None:
+    def start(action: StartAttempt, *told: Any) -> None:
         assert world.remembered().state is State.STARTING
-        assert world.remembered().attempt == attempt
+        assert world.remembered().attempt == action.attempt
         raise ConnectionError("dies here")
 
     world.parts["attempt"].start = start  # pyright: ignore[reportAttributeAccessIssue]

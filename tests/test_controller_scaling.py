@@ -145,7 +145,7 @@ def test_what_an_older_attempt_saw_does_not_count():
 
 def test_the_bounds_are_those_of_the_configuration():
     config = config_of(min_replicas=2, max_replicas=3)
-    assert training(config).controller._bounds() == Bounds(2, 3)
+    assert bounds_of(config, Scaling()) == Bounds(2, 3)
     bench = training(config)
     assert of(SetTeachers, bench.feed(*[waits()] * UP_WINDOWS)) == [SetTeachers(3)]
     assert bench.snapshot.scaling.needed == 5

@@ -1,0 +1,43 @@
+"""Which TPU slices of a cluster nobody uses."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ray
+
+from configs.topology import Topology
+
+# The labels and resources that Ray gives a node that is a TPU host (docs.ray.io, "Use labels to
+# control scheduling").
+SLICE_NAME = "ray.io/tpu-slice-name"
+WORKER_ID = "ray.io/tpu-worker-id"
+POD_TYPE = "ray.io/tpu-pod-type"
+TOPOLOGY = "ray.io/tpu-topology"
+
+
+def free_slices(
+    nodes: Iterable[Mapping[str, Any]],
+    available: Mapping[str, Mapping[str, float]],
+    shape: Topology,
+) -> set[str]:
+    """Names of the slices of `shape` that are whole and unused. Pure.
+
+    Args:
+        nodes: as `ray.nodes()` tells them.
+        available: by node, the resources that are free.
+    """
+    hosts: dict[str, int] = {}
+    for node in nodes:
+        labels = node.get("Labels", {})
+        same = (labels.get(POD_TYPE), labels.get(TOPOLOGY)) == (shape.pod_type, shape.topology)
+        free = available.get(node["NodeID"], {}).get("TPU", 0)
+        if node["Alive"] and same and free >= shape.chips_per_host:
+            hosts[labels[SLICE_NAME]] = hosts.get(labels[SLICE_NAME], 0) + 1
+    return {name for name, num in hosts.items() if num == shape.num_hosts}
+
+
+def num_free_slices(shape: Topology) -> int:
+    """How many slices of `shape` the connected cluster has that nobody uses."""
+    # Ray has no public way to ask what is free on each node without its dashboard.
+    available: Any = ray._private.state.available_resources_per_node()
+    return len(free_slices(ray.nodes(), available, shape))
