@@ -14,7 +14,7 @@ from orchestrator.run_state import (
     State,
     Stepped,
 )
-from orchestrator.teacher_scaling import DOWN_WINDOWS, UP_WINDOWS, Bounds
+from orchestrator.teacher_scaling import DOWN_WINDOWS, UP_WINDOWS, Bounds, Scaling, bounds_of
 from tests.controller_bench import FACTS, TO, Bench, failed, make_config, of, round_trip, said
 from workers.tally import Tally
 
