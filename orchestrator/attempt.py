@@ -16,7 +16,7 @@ from configs.run import ClusterConfig
 from configs.topology import slice_topology
 from orchestrator.cpu_devices import cpu_devices
 from orchestrator.fault_policy import Failure
-from orchestrator.ray_calls import start_actor
+from orchestrator.ray_calls import beside_me, start_actor
 from workers.student_host import NAMESPACE, train_loop
 
 # Ray Train looks after its workers this often; the default adds seconds to each end of a run.
@@ -67,6 +67,7 @@ def start_attempt(run_id: str, attempt: int, payload: dict[str, Any], scratch: s
         AttemptDriver,
         *(payload, name, scratch),
         num_cpus=0,
+        scheduling_strategy=beside_me(),
         max_restarts=0,
         max_concurrency=16,  # each life of the controller may leave a call behind
         name=name,

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 from configs.run import RunConfig
 from orchestrator.catalogue import committed_steps, read_checkpoint_entry
 from orchestrator.launch_spec import LaunchSpec
-from orchestrator.ray_calls import answer, start_actor
+from orchestrator.ray_calls import answer, beside_me, start_actor
 from orchestrator.run_folder import RunFolder, absolute
 from orchestrator.run_state import State
 from workers.code_identity import code_digest, software
@@ -224,6 +224,7 @@ def _controller(spec: LaunchSpec) -> Any:
         ControllerActor,
         spec,
         num_cpus=0,
+        scheduling_strategy=beside_me(),
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=16,

@@ -1,13 +1,23 @@
-"""The three calls to Ray that the controller's parts share."""
+"""The calls to Ray that the controller's parts share."""
 
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 def start_actor(cls: type, *args: Any, **options: Any) -> Any:
     """A handle to a new actor of `cls`, made with `args`; `options` are Ray's."""
     return ray.remote(**options)(cls).remote(*args)
+
+
+def beside_me() -> NodeAffinitySchedulingStrategy:
+    """Places an actor on the caller's machine while that is there.
+
+    What drives a run should not go down with one of its slices; a launch is most often made from
+    the cluster's head.
+    """
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 def is_ready(reference: Any) -> bool:
