@@ -26,7 +26,7 @@ quickstart: $(VENV)/.installed ## text → tokenizer, teacher, distilled student
 	$(BIN)/stillhouse run quickstart
 
 test: $(VENV)/.installed-dev ## all tests of a change, at most 15 minutes on 2 cores
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 check: $(VENV)/.installed-dev ## lint, format, types, and which package may import which
 	$(BIN)/ruff check .

@@ -67,6 +67,15 @@ install_import_hook(
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two clusters at once are too much for two cores; tests of a file share what they set up."""
+    for item in items:
+        alone = item.get_closest_marker("cluster") is not None
+        group = "cluster" if alone else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_unconfigure() -> None:
     # A process of a test may still be writing there.
     shutil.rmtree(os.environ["STILLHOUSE_CACHE"], ignore_errors=True)

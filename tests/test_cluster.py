@@ -15,6 +15,8 @@ from orchestrator import cluster
 from orchestrator.cluster import simulated_cluster
 from orchestrator.cpu_devices import cpu_devices
 
+pytestmark = pytest.mark.cluster
+
 POSSIBLE = [
     (accelerator, topology)
     for accelerator, generation in GENERATIONS.items()

@@ -22,6 +22,8 @@ from tests.distilled_runs import ENDLESS, wait_until
 from tests.runs import tiny_values
 from tests.same_run import assert_same_run
 
+pytestmark = pytest.mark.cluster
+
 EVERY_STEPS = 8
 
 

@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from configs.load import parse_run
 from orchestrator import catalogue
 from orchestrator.history import read_events, read_steps
@@ -12,6 +14,8 @@ from orchestrator.run_folder import RunFolder
 from tests.distilled_runs import embedded_ray, wait_until
 from tests.runs import text_folder, tiny_values
 from workers.checkpoint import checkpoint_url
+
+pytestmark = pytest.mark.cluster
 
 STEPS = 300
 

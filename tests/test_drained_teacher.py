@@ -32,6 +32,8 @@ from workers.serve_replicas import ServeReplicas
 from workers.serve_teacher import DEPLOYMENT
 from workers.targets_protocol import Answer, Row, Scored, row_digest
 
+pytestmark = pytest.mark.cluster
+
 APP = "teachers-drained"
 # More than any machine takes: nobody hedges, gives up or is replaced for being slow.
 LONG_S = 600.0

@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+import pytest
+
 from configs.load import parse_run
 from orchestrator.cluster import simulated_cluster
 from orchestrator.history import read_events, read_steps
@@ -10,6 +12,8 @@ from orchestrator.launch import connect, create_run, start_controller
 from orchestrator.run_folder import RunFolder
 from tests.distilled_runs import ENDLESS, wait_until
 from tests.runs import text_folder, tiny_values
+
+pytestmark = pytest.mark.cluster
 
 MORE_STEPS = 5
 # Float32 sums over another number of devices.

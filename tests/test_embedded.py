@@ -18,6 +18,8 @@ from orchestrator.run_folder import RunFolder
 from tests.distilled_runs import ENDLESS, distilled_values
 from tests.same_run import assert_same_in_one_process
 
+pytestmark = pytest.mark.cluster
+
 # After a kill -9, Ray's two agents try to report it for about a minute before they leave.
 SLOW_TO_LEAVE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", None)
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from rich.console import Console
 
@@ -13,6 +14,8 @@ from orchestrator.targets import targets_list
 from tests.distilled_runs import distilled_values
 from workers.target_store import find_damage, stored_keys
 from workers.targets_protocol import CACHE
+
+pytestmark = pytest.mark.cluster
 
 NUM_STEPS = 6
 

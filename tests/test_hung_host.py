@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from configs.load import parse_run
 from orchestrator.history import read_events, read_steps
 from orchestrator.launch import create_run, start_controller
@@ -11,6 +13,8 @@ from orchestrator.run_folder import RunFolder
 from tests.distilled_runs import ENDLESS, embedded_ray, wait_until
 from tests.runs import text_folder, tiny_values
 from workers.host_watch import hosts_with_stacks, stacks_url
+
+pytestmark = pytest.mark.cluster
 
 
 def start(storage: Path, address: str, name: str, steps: int) -> RunFolder:

@@ -32,6 +32,8 @@ from workers.targets_protocol import (
     TargetSpec,
 )
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(scope="module")
 def disturbed(storage: Path, address: str) -> DistilledRun:

@@ -15,6 +15,8 @@ from tests.runs import VOCAB_SIZE, tiny_values
 from workers.preparer import prepare
 from workers.storage import write_json
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(autouse=True)
 def _leave_only_the_teacher(request: pytest.FixtureRequest, storage: Path):

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray import serve
 
 from configs.load import parse_run
@@ -17,6 +18,8 @@ from tests.distilled_runs import ENDLESS, DistilledRun, wait_until
 from tests.runs import tiny_values
 from tests.same_run import assert_same_in_one_process
 from workers.code_identity import code_digest
+
+pytestmark = pytest.mark.cluster
 
 APP = "shared-teachers-elders"
 

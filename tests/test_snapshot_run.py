@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import ray
 
 from configs.load import parse_run
@@ -13,6 +14,8 @@ from orchestrator.run_folder import RunFolder
 from tests.distilled_runs import ENDLESS, embedded_ray, wait_until
 from tests.runs import text_folder, tiny_values
 from workers.snapshot_keeper import NAMESPACE, keepers
+
+pytestmark = pytest.mark.cluster
 
 NEVER = 10**6
 MORE_STEPS = 5

@@ -12,6 +12,8 @@ from orchestrator import history
 from tests.distilled_runs import ENDLESS, DistilledRun, wait_until
 from tests.same_run import assert_same_in_one_process
 
+pytestmark = pytest.mark.cluster
+
 
 class Run(DistilledRun):
     """A run with two teachers, that goes on until it is stopped."""
