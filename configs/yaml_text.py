@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._depth += 1
         if self._depth > MOST_NESTED:
-            raise yaml.composer.ComposerError(
+            raise yaml.constructor.ConstructorError(
                 problem=f"groups or lists are nested more than {MOST_NESTED} deep",
                 problem_mark=self.peek_event().start_mark,
             )

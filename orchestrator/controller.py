@@ -129,7 +129,8 @@ class Controller:
             self._end(State.FAILED, decision.reason)
             return
         self._use(kind)
-        self._set(relaunch_at_s=now_s + decision.after_s)
+        skip_steps = sorted({*self.snapshot.skip_steps, *failure.skip_steps})
+        self._set(relaunch_at_s=now_s + decision.after_s, skip_steps=tuple(skip_steps))
         self._go(State.RECOVERING)
 
     def _on_hung(self, event: Hung, now_s: float) -> None:

@@ -197,7 +197,8 @@ class ControllerActor:
             self._events.say(action.event, **action.details)
         elif isinstance(action, run_state.StartAttempt):
             assert facts is not None
-            self._attempt.start(action.attempt, facts, self._machine.snapshot.steps)
+            now = self._machine.snapshot
+            self._attempt.start(action.attempt, facts, now.steps, now.skip_steps)
         elif isinstance(action, run_state.KillAttempt):
             self._attempt.kill(action.attempt)
         elif isinstance(action, run_state.SetTeachers):

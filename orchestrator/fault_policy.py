@@ -19,6 +19,7 @@ class FaultKind(enum.StrEnum):
     DRIVER_DIED = "driver_died"
     EVALUATOR_DIED = "evaluator_died"
     NO_CAPACITY = "no_capacity"
+    ANOMALY = "anomaly"
     USER_ERROR = "user_error"
     UNKNOWN = "unknown"
 
@@ -31,6 +32,8 @@ class Failure:
     error_types: tuple[str, ...]
     """Class names of the error and of what caused it, outermost first."""
     message: str
+    skip_steps: tuple[int, ...] = ()
+    """Steps that the next attempt is to leave out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,7 @@ HUNG = "AttemptHung"
 
 _PREEMPTIONS = {"PreemptionError", "NodePreemptedError"}
 _CAPACITY = {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
+_ANOMALIES = {"RollbackError"}
 _USER = {
     "ValueError",
     "TypeError",
@@ -84,11 +88,19 @@ _USER = {
 }
 # OSErrors that the next try may not meet.
 _PASSING = {"ConnectionError", "TimeoutError"}
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's word for it
+_AGAINST_IT = (
+    "The devices' memory does not hold a step. `resume` may change this: --set "
+    "batch.microbatches=N works through the step in N parts, --set remat=layers computes "
+    "activations anew, and a larger mesh.fsdp divides the state among more devices. A new run may "
+    "also have fewer batch.rows or a shorter data.row_length"
+)
 _ORDER = [
     ({DRIVER_DIED}, FaultKind.DRIVER_DIED),
     ({HUNG}, FaultKind.HOST_HUNG),
     (_PREEMPTIONS, FaultKind.PREEMPTED),
     (_USER, FaultKind.USER_ERROR),
+    (_ANOMALIES, FaultKind.ANOMALY),
     (_DEATHS, FaultKind.HOST_DIED),
     (_CAPACITY, FaultKind.NO_CAPACITY),
 ]
@@ -102,8 +114,9 @@ def cause(failures: tuple[Failure, ...]) -> tuple[FaultKind, Failure]:
     """
     assert failures, "an attempt that failed says how"
     for failure in failures:
-        if "RESOURCE_EXHAUSTED" in failure.message:  # XLA's word for no memory left
-            return FaultKind.USER_ERROR, failure
+        if _OUT_OF_MEMORY in failure.message:
+            told = dataclasses.replace(failure, message=f"{failure.message}. {_AGAINST_IT}")
+            return FaultKind.USER_ERROR, told
     for names, kind in _ORDER:
         for failure in failures:
             passing = names is _USER and not _PASSING.isdisjoint(failure.error_types)

@@ -111,8 +111,19 @@ class AttemptPart:
         self._driver: Any = None
         self._outcome: Any = None
 
-    def start(self, attempt: int, facts: dict[str, Any], steps: tuple[int, ...]) -> None:
-        """Launches an attempt from the newest checkpoint, or from where the run begins."""
+    def start(
+        self,
+        attempt: int,
+        facts: dict[str, Any],
+        steps: tuple[int, ...],
+        skip_steps: tuple[int, ...],
+    ) -> None:
+        """Launches an attempt from the newest checkpoint, or from where the run begins.
+
+        Args:
+            steps: those of the checkpoints.
+            skip_steps: those that the students are to leave out.
+        """
         job = StudentJob(
             config=self._config,
             storage_url=self._spec.storage_url,
@@ -124,6 +135,7 @@ class AttemptPart:
             teacher_digest=self._spec.teacher_digest,
             teacher_url=self._spec.teacher_url,
             work=self._spec.work,
+            skip_steps=skip_steps,
         )
         payload = {
             "job": job,

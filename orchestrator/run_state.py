@@ -215,6 +215,8 @@ class Snapshot:
     used: dict[str, int] = dataclasses.field(default_factory=dict)
     relaunch_at_s: float = 0.0
     kill_at_s: float = 0.0
+    skip_steps: tuple[int, ...] = ()
+    """Steps that rollbacks leave out."""
     reason: str | None = None
     digest: str | None = None
     step: int | None = None
@@ -234,4 +236,5 @@ class Snapshot:
         state = State(values["state"])
         scaling = Scaling(**values.get("scaling", {}))
         read = {"state": state, "steps": steps, "evaluated": evaluated, "scaling": scaling}
+        read["skip_steps"] = tuple(values.get("skip_steps", ()))
         return cls(**{**values, **read})

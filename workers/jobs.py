@@ -34,6 +34,8 @@ class StudentJob:
     teacher_url: str | None = None
     """Where hidden states find their embedding; other targets need no teacher here."""
     work: Work = "train"
+    skip_steps: tuple[int, ...] = ()
+    """Steps that the state is not to take in."""
 
 
 @dataclasses.dataclass(frozen=True)

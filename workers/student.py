@@ -13,6 +13,7 @@ import numpy as np
 from configs.checks import layout
 from model.sharding import MESH_AXES, batch_sharding, make_mesh
 from model.targets import HiddenCodec, Unembedding
+from workers.anomalies import Anomalies, Anomaly, needs_guard
 from workers.cache import cache_dir
 from workers.checkpoint import (
     CheckpointMeta,
@@ -25,6 +26,7 @@ from workers.checkpoint import (
 from workers.host_targets import HostTargets
 from workers.jobs import StudentJob
 from workers.phases import Phase
+from workers.recent_steps import settled_before
 from workers.record import STEPS, EventWriter, SegmentWriter
 from workers.rows import RowReader
 from workers.step_rows import StepRows
@@ -88,6 +90,7 @@ class Student:
         self._saver = CheckpointWriter(job.run_url, self._committed)
         reader = RowReader.open(job.storage_url, job.dataset_digest, "train", cache_dir())
         self._rows = StepRows(reader, config, _local_rows(self._mesh, config.batch.rows))
+        self._anomalies = Anomalies(config, settled_before(job), job.skip_steps, job.start.step)
         self._state = self._initial_state()
         self._codec = None
         self._targets = None
@@ -99,7 +102,8 @@ class Student:
                 self._unembedding = (self._load_unembedding(),)
             steps = range(job.start.step, config.steps)
             self._targets = HostTargets(job, source, self._rows, steps, self._events.say)
-        self._step_fn = make_train_step(config, self._codec, self._mesh)
+        self._guarded = needs_guard(config.anomalies, job.skip_steps)
+        self._step_fn = make_train_step(config, self._codec, self._mesh, self._guarded)
         self._checkpoint_stall_s = 0.0
         self._settled_at = time.perf_counter()
         self._has_settled = False
@@ -119,6 +123,7 @@ class Student:
         """Trains to the last step, or until a host is asked to stop.
 
         Raises:
+            AnomalyError, RollbackError: a step that the state could not take in, by policy.
             TeacherUnavailableError: no teacher answered in time.
             OSError: the record or a checkpoint cannot be written.
         """
@@ -178,8 +183,9 @@ class Student:
             decode_s += time.perf_counter() - began
         signals = np.full(jax.local_device_count(), self._hooks.signal(), np.int32)
         signals = jax.make_array_from_process_local_data(signal_sharding(self._mesh), signals)
+        limit = [np.float32(self._anomalies.limit(index + 1))] if self._guarded else []
         self._state, metrics = self._step_fn(
-            self._state, batch, encoded, signals, *self._unembedding
+            self._state, batch, encoded, signals, *limit, *self._unembedding
         )
         stall_s = {
             "data": data_s,
@@ -195,6 +201,7 @@ class Student:
         """Waits for a step's metrics and records them; true when some host asks to stop."""
         metrics = StepMetrics(*(value.item() for value in jax.device_get(step.metrics)))
         now = time.perf_counter()
+        anomaly = self._anomalies.settle(step.step, float(metrics.loss), float(metrics.grad_norm))
         line: dict[str, Any] = {"step": step.step, "stall_s": step.stall_s}
         if step.targets is not None:
             line |= {"targets": step.targets, "pool": step.pool}
@@ -206,6 +213,7 @@ class Student:
                 "lr": metrics.lr,
                 "grad_norm": metrics.grad_norm,
                 "tokens": metrics.tokens,
+                "skipped": anomaly and anomaly.reason,
                 "step_s": now - self._settled_at,
                 "teacher_busy_s": step.teacher_busy_s,
                 "attempt": self._job.attempt,
@@ -213,7 +221,17 @@ class Student:
             self._hooks.progress(line)
         self._record.append(line)
         self._settled_at, self._has_settled = now, True
+        if anomaly is not None:
+            self._meet(anomaly)
         return bool(metrics.signal)
+
+    def _meet(self, anomaly: Anomaly) -> None:
+        if jax.process_index() == 0:
+            self._events.say("step_skipped", **anomaly._asdict())
+        if (error := self._anomalies.error(anomaly)) is not None:
+            self._hooks.enter(Phase.CHECKPOINT)
+            self._saver.wait()  # so that the newest checkpoint is the same wherever this happens
+            raise error
 
     def _save(self) -> None:
         """The record up to this step becomes durable first, so that no resume finds a gap."""
