@@ -42,7 +42,11 @@ class ConfigError(ValueError):
 
 def shown(value: Any) -> str:
     """A value as one would write it in a file, cut to 60 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    return cut(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def cut(text: str) -> str:
+    """The text, or its beginning where it is longer than 60 characters."""
     return text if len(text) <= 60 else text[:57] + "…"
 
 

@@ -2,14 +2,16 @@
 
 import copy
 import difflib
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from configs.fault import NO_VALUE, ConfigError, Fault
+from configs.fault import NO_VALUE, ConfigError, Fault, cut
 from configs.run import RecipeConfig, RunConfig
+from configs.section import is_index
 from configs.validate import parse_recipe, parse_run
-from configs.yaml_text import parse_yaml
+from configs.yaml_text import MOST_NESTED, parse_yaml
 
 _PRESETS = resources.files("configs.presets")
 
@@ -54,7 +56,15 @@ def load_config(source: str, settings: tuple[str, ...] = ()) -> RunConfig | Reci
 
 def _parse_recipe(values: dict[str, Any], source: str) -> RecipeConfig:
     recipe = parse_recipe(values, source)
-    return recipe.model_copy(update={"recipe": tuple(_beside(source, e) for e in recipe.recipe)})
+    runs = tuple(_beside(source, run) for run in recipe.recipe)
+    faults = [
+        Fault(f"recipe.{index}", recipe.recipe[index], _no_source(run))
+        for index, run in enumerate(runs)
+        if not _is_source(run)
+    ]
+    if faults:
+        raise ConfigError(source, faults)
+    return recipe.model_copy(update={"recipe": runs})
 
 
 def _apply_to_recipe(values: dict[str, Any], setting: str) -> None:
@@ -90,6 +100,8 @@ def read_source(source: str) -> dict[str, Any]:
         if chain[-1] in chain[:-1]:
             message = f"goes round in a circle: {' → '.join(chain)}"
             raise ConfigError(chain[-2], [Fault("extends", base, message)])
+        if not _is_source(chain[-1]):
+            raise ConfigError(chain[-2], [Fault("extends", base, _no_source(base))])
     merged: dict[str, Any] = {}
     for values in reversed(layers):
         merged = merge(merged, values)
@@ -100,21 +112,17 @@ def _beside(source: str, name: str) -> str:
     """What a file calls `name`: a preset, or a file whose path starts at that file's folder."""
     if name in preset_names() or source in preset_names():
         return name
-    beside = (Path(source).parent / name).resolve()
-    return str(beside) if beside.exists() else name
+    beside = str(Path(source).parent / name)
+    return str(Path(beside).resolve()) if _is_source(beside) else name
 
 
 def _read_one(source: str) -> dict[str, Any]:
-    names = preset_names()
-    if source in names:
+    if source in preset_names():
         content = (_PRESETS / f"{source}.yaml").read_bytes()
-    elif Path(source).is_file():
+    elif _is_source(source):
         content = Path(source).read_bytes()
     else:
-        near = difflib.get_close_matches(source, names, 1)
-        hint = f"did you mean `{near[0]}`?" if near else f"the presets are {', '.join(names)}"
-        message = f"there is no such file, and no such preset; {hint}"
-        raise ConfigError(source, [Fault("", NO_VALUE, message)])
+        raise ConfigError(source, [Fault("", NO_VALUE, _no_source(source))])
     try:
         values = parse_yaml(content.decode())
     except UnicodeDecodeError:
@@ -125,6 +133,18 @@ def _read_one(source: str) -> dict[str, Any]:
         message = "should hold lines of the form `setting: value`"
         raise ConfigError(source, [Fault("", NO_VALUE, message)])
     return values
+
+
+def _is_source(name: str) -> bool:
+    """Whether there is a preset or a file of that name."""
+    # Unlike `Path.is_file`, it takes a name that no file can have for one that none has.
+    return name in preset_names() or os.path.isfile(name)
+
+
+def _no_source(name: str) -> str:
+    near = difflib.get_close_matches(name, preset_names(), 1)
+    hint = f"did you mean `{near[0]}`?" if near else f"the presets are {', '.join(preset_names())}"
+    return f"there is no such file, and no such preset; {hint}"
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +172,9 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
     path, equals, text = setting.partition("=")
     path = path.strip()
     if not equals or not all(path.split(".")):
-        raise _refused("", f"`--set {setting}` should look like a.b=value")
+        raise _refused("", f"`--set {cut(setting)}` should look like a.b=value")
+    if path.count(".") >= MOST_NESTED:
+        raise _refused(cut(path), "is no setting: none lies so deep")
     if not text.strip():
         raise _refused(path, "is set to nothing; write null to unset it")
     try:
@@ -172,7 +194,7 @@ def set_path(values: dict[str, Any], keys: list[str], value: Any) -> None:
         key = _key(node, keys, depth)
         child = node[key] if isinstance(node, list) else node.get(key)
         if child is None:
-            child = node[key] = [] if keys[depth + 1].isdigit() else {}
+            child = node[key] = [] if is_index(keys[depth + 1]) else {}
         node = child
     node[_key(node, keys, len(keys) - 1)] = value
 
@@ -184,7 +206,7 @@ def _key(node: Any, keys: list[str], depth: int) -> Any:
         return key
     if not isinstance(node, list):
         raise _refused(here, "is a value and has no settings below it")
-    if not key.isdigit():
+    if not is_index(key):
         raise _refused(here, f"is a list; name an item of it, such as `{here}.0.{key}`")
     if int(key) >= len(node):
         items = f"has the items 0 to {len(node) - 1}" if node else "is empty"

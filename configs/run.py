@@ -151,6 +151,7 @@ class FaultConfig(Section):
     storage: int = changeable(
         20, ge=0, description="Attempts that storage refused what they cannot go on without."
     )
+    anomaly: int = changeable(3, ge=0, description="Anomalies that the run went back for.")
     unknown: int = changeable(3, ge=0, description="Errors of no known kind.")
 
 
@@ -174,6 +175,40 @@ class WatchdogConfig(Section):
     )
     silent_within_s: float = changeable(
         120.0, gt=0, description="From one sign of life of the first host to its next."
+    )
+
+
+class AnomalyConfig(Section):
+    """What is done about a step whose loss or gradient is not finite, or whose loss leaps.
+
+    No such step is in any checkpoint. `stop` ends the run and says where; `skip` leaves the state
+    as it was and goes on, as long as `max_skips` allows; `rollback` starts again from the newest
+    checkpoint and leaves out what led to the step, as long as `faults.anomaly` allows.
+    """
+
+    on_nan: Literal["skip", "rollback", "stop"] = changeable(
+        "stop", description="What follows a loss or gradient that is infinite or not a number."
+    )
+    on_spike: Literal["ignore", "skip", "rollback", "stop"] = changeable(
+        "ignore", description="What follows a loss far above those before it."
+    )
+    spike_deviations: float = changeable(
+        6.0,
+        gt=0,
+        description="So many standard deviations above the mean of the last `window_steps` steps "
+        "a loss is a spike.",
+    )
+    window_steps: int = changeable(
+        100, ge=2, le=10_000, description="Steps that spikes and skips are judged by."
+    )
+    max_skips: int = changeable(
+        5, ge=0, description="Skipped steps among the last `window_steps`; one more stops the run."
+    )
+    rollback_steps: int = changeable(
+        100,
+        ge=1,
+        description="Steps that a rollback leaves out: the anomaly, and those before it back to "
+        "the checkpoint.",
     )
 
 
@@ -225,6 +260,9 @@ class RunConfig(Section):
         default=None, description="Weights or a run to start from."
     )
     faults: FaultConfig = Field(default=FaultConfig(), description="Budgets for faults.")
+    anomalies: AnomalyConfig = Field(
+        default=AnomalyConfig(), description="Losses and gradients that should not be."
+    )
     watchdog: WatchdogConfig = Field(
         default=WatchdogConfig(), description="When students count as hung."
     )

@@ -59,9 +59,14 @@ def settings_of(section: type[BaseModel], prefix: str = "") -> Iterator[Setting]
             yield from settings_of(group, f"{prefix}{name}.N." if is_list else f"{prefix}{name}.")
 
 
+def is_index(key: str) -> bool:
+    """Whether a part of a path numbers an item of a list."""
+    return key.isascii() and key.isdigit() and len(key) < 10
+
+
 def pattern_of(path: str) -> str:
     """The path of a setting as `settings_of` names it: numbers of items become `N`."""
-    return ".".join("N" if part.isdigit() else part for part in path.split("."))
+    return ".".join("N" if is_index(part) else part for part in path.split("."))
 
 
 def in_words(field: FieldInfo) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from configs.checks import find_faults
 from configs.fault import NO_VALUE, ConfigError, Fault
 from configs.run import RecipeConfig, RunConfig
-from configs.section import in_words, pattern_of, settings_of
+from configs.section import in_words, is_index, pattern_of, settings_of
 from model.config import MODEL_PRESETS
 
 # Sound values that stand in for faulty ones while the others are checked.
@@ -70,7 +70,7 @@ def parse_recipe(values: dict[str, Any], where: str) -> RecipeConfig:
 def _faults_of(error: ValidationError, section: type[BaseModel]) -> Iterable[Fault]:
     for detail in error.errors():
         context = detail.get("ctx", {})
-        path = ".".join(str(part) for part in detail["loc"])
+        path = ".".join(str(part) or "''" for part in detail["loc"])
         value = detail["input"]
         if detail["type"] == "group_fault":
             group, name = path, context["setting"]
@@ -136,7 +136,7 @@ def _replace(values: dict[Any, Any], path: list[str]) -> None:
     key = next((key for key in _children(node) if str(key) == path[-1]), path[-1])
     sound: Any = _SOUND
     for part in path:
-        sound = _children(sound).get("0" if part.isdigit() else part)
+        sound = _children(sound).get("0" if is_index(part) else part)
     if isinstance(node, list):
         node[int(key)] = "text" if sound is None else copy.deepcopy(sound)
     elif isinstance(node, dict) and sound is not None:

@@ -17,7 +17,7 @@ ValueType = Literal["bfloat16", "uint8", "float32"]
 class ModelConfig(BaseModel):
     """Sizes and constants of a Gemma 2 style decoder (arXiv 2408.00118, section 2)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     num_layers: int = Field(gt=0, description="layers, local and global ones in turn")
     width: int = Field(gt=0, description="D, the residual stream")

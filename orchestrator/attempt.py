@@ -17,6 +17,7 @@ from configs.topology import slice_topology
 from orchestrator.cpu_devices import cpu_devices
 from orchestrator.fault_policy import Failure
 from orchestrator.ray_calls import beside_me, start_actor
+from workers.anomalies import RollbackError
 from workers.student_host import NAMESPACE, train_loop
 
 # Ray Train looks after its workers this often; the default adds seconds to each end of a run.
@@ -93,7 +94,8 @@ def _failure(host: int | None, error: BaseException) -> Failure:
         link = _behind(link)
     # The innermost error says what went wrong; what wraps it only says where it passed.
     names = tuple(name for link in chain for name in _class_names(link))
-    return Failure(host, names, _sentence(chain[-1]))
+    told = [link for link in chain if isinstance(link, RollbackError)]
+    return Failure(host, names, _sentence(chain[-1]), told[0].steps if told else ())
 
 
 def _behind(error: BaseException) -> BaseException | None:

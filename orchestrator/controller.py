@@ -148,9 +148,11 @@ class Controller:
             return
         if kind is FaultKind.CORRUPT_CHECKPOINT and self.snapshot.resumed_from is not None:
             self._care(quarantine(self.snapshot, self.snapshot.resumed_from, failure.message))
-        if kind is FaultKind.SNAPSHOT_LOST:
+        if kind in (FaultKind.SNAPSHOT_LOST, FaultKind.ANOMALY):
+            # They are not there any more, or have taken in what is to be left out.
             self._actions.append(DropSnapshots())
-        self._set(relaunch_at_s=now_s + decision.after_s)
+        skip_steps = sorted({*self.snapshot.skip_steps, *failure.skip_steps})
+        self._set(relaunch_at_s=now_s + decision.after_s, skip_steps=tuple(skip_steps))
         self._go(State.RECOVERING)
 
     def _on_hung(self, event: Hung, now_s: float) -> None:

@@ -230,7 +230,7 @@ class ControllerActor:
         elif isinstance(action, run_state.StartAttempt):
             assert facts is not None
             check_epoch(self._folder.url, self._epoch)
-            self._attempt.start(action, facts, self._machine.snapshot.steps, self._epoch)
+            self._attempt.start(action, facts, self._machine.snapshot, self._epoch)
         elif isinstance(action, run_state.KillAttempt):
             self._attempt.kill(action.attempt)
         elif isinstance(action, run_state.SetTeachers):

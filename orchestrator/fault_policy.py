@@ -22,6 +22,7 @@ class FaultKind(enum.StrEnum):
     SNAPSHOT_LOST = "snapshot_lost"
     NO_CAPACITY = "no_capacity"
     STORAGE = "storage"
+    ANOMALY = "anomaly"
     USER_ERROR = "user_error"
     UNKNOWN = "unknown"
 
@@ -34,6 +35,8 @@ class Failure:
     error_types: tuple[str, ...]
     """Class names of the error and of what caused it, outermost first."""
     message: str
+    skip_steps: tuple[int, ...] = ()
+    """Steps that the next attempt is to leave out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,7 @@ HUNG = "AttemptHung"
 
 _PREEMPTIONS = {"PreemptionError", "NodePreemptedError"}
 _CAPACITY = {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
+_ANOMALIES = {"RollbackError"}
 _USER = {
     "ValueError",
     "TypeError",
@@ -89,6 +93,14 @@ _USER = {
     "CorruptCheckpointError",
     "TeacherUnavailableError",
 }
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's word for it, and TensorStore's for a full disk
+_FULL_DISK = "No space left"
+_AGAINST_IT = (
+    "The devices' memory does not hold a step. `resume` may change this: --set "
+    "batch.microbatches=N works through the step in N parts, --set remat=layers computes "
+    "activations anew, and a larger mesh.fsdp divides the state among more devices. A new run may "
+    "also have fewer batch.rows or a shorter data.row_length"
+)
 _ORDER = [
     ({DRIVER_DIED}, FaultKind.DRIVER_DIED),
     ({HUNG}, FaultKind.HOST_HUNG),
@@ -96,6 +108,7 @@ _ORDER = [
     ({"SnapshotLostError"}, FaultKind.SNAPSHOT_LOST),
     (_PREEMPTIONS, FaultKind.PREEMPTED),
     (_USER, FaultKind.USER_ERROR),
+    (_ANOMALIES, FaultKind.ANOMALY),
     (_DEATHS, FaultKind.HOST_DIED),
     (_CAPACITY, FaultKind.NO_CAPACITY),
     # What the next try may not meet: a full disk, a storage that is away.
@@ -111,8 +124,9 @@ def cause(failures: tuple[Failure, ...]) -> tuple[FaultKind, Failure]:
     """
     assert failures, "an attempt that failed says how"
     for failure in failures:
-        if "RESOURCE_EXHAUSTED" in failure.message:  # XLA's word for no memory left
-            return FaultKind.USER_ERROR, failure
+        if _OUT_OF_MEMORY in failure.message and _FULL_DISK not in failure.message:
+            told = dataclasses.replace(failure, message=f"{failure.message}. {_AGAINST_IT}")
+            return FaultKind.USER_ERROR, told
     for names, kind in _ORDER:
         for failure in failures:
             if not names.isdisjoint(failure.error_types):

@@ -119,7 +119,7 @@ class AttemptPart:
         self,
         action: run_state.StartAttempt,
         facts: dict[str, Any],
-        steps: tuple[int, ...],
+        known: run_state.Snapshot,
         epoch: int,
     ) -> None:
         """Launches an attempt from the newest snapshot or checkpoint, or where the run begins."""
@@ -129,12 +129,13 @@ class AttemptPart:
             run_url=self._spec.run_url,
             attempt=action.attempt,
             epoch=epoch,
-            start=self._start_point(steps),
+            start=self._start_point(known.steps),
             dataset_digest=facts["dataset_digest"],
             tokenizer_digest=facts["tokenizer_digest"],
             teacher_digest=self._spec.teacher_digest,
             teacher_url=self._spec.teacher_url,
             work=self._spec.work,
+            skip_steps=known.skip_steps,
         )
         payload = {
             "job": job,

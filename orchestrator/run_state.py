@@ -259,6 +259,8 @@ class Snapshot:
     more_since_s: float | None = None
     """Since when there are more slices than the newest attempt has."""
     kill_at_s: float = 0.0
+    skip_steps: tuple[int, ...] = ()
+    """Steps that rollbacks leave out."""
     reason: str | None = None
     digest: str | None = None
     step: int | None = None
@@ -285,6 +287,7 @@ class Snapshot:
             "steps": steps,
             "pinned": pinned,
             "recent": {kind: tuple(at) for kind, at in values.get("recent", {}).items()},
+            "skip_steps": tuple(values.get("skip_steps", ())),
             "evaluated": evaluated,
             "scaling": scaling,
         }

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 
 from configs.topology import Topology
 
@@ -39,5 +40,5 @@ def free_slices(
 def num_free_slices(shape: Topology) -> int:
     """How many slices of `shape` the connected cluster has that nobody uses."""
     # Ray has no public way to ask what is free on each node without its dashboard.
-    available: Any = ray._private.state.available_resources_per_node()
+    available: Any = available_resources_per_node()
     return len(free_slices(ray.nodes(), available, shape))

@@ -1,5 +1,6 @@
 """Ray's errors, as Ray makes them, read as the fault behind them."""
 
+import pickle
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from configs.load import parse_run
 from orchestrator.attempt import _trainer, attempt_name, failures_of
 from orchestrator.fault_policy import FaultKind, cause
 from tests.runs import tiny_values
+from workers.anomalies import RollbackError
 from workers.jobs import StartPoint, StudentJob
 from workers.targets_protocol import TeacherUnavailableError
 
@@ -90,6 +92,15 @@ def test_a_host_that_cannot_be_reached_counts_as_dead():
 def test_a_host_taken_back_by_the_cloud_is_preempted(wrap: Any):
     failures = {0: JaxRuntimeError("ABORTED"), 1: wrap(actor_died(preempted=True))}
     assert kind_of(WorkerGroupError("", failures))[:2] == (FaultKind.PREEMPTED, 1)
+
+
+def test_an_anomaly_tells_what_to_leave_out():
+    """As it comes from another process, through Ray Train."""
+    failures = {0: JaxRuntimeError("ABORTED"), 1: RollbackError("Step 7: loss nan", (6, 7))}
+    error = pickle.loads(pickle.dumps(WorkerGroupError("text", failures)))
+    kind, failure = cause(failures_of(error))
+    assert (kind, failure.host, failure.skip_steps) == (FaultKind.ANOMALY, 1, (6, 7))
+    assert failure.message == "RollbackError: Step 7: loss nan"
 
 
 def test_no_room_to_start():

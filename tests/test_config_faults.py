@@ -34,6 +34,7 @@ from tests.configurations import RUN, TEACHER, TPU, faults, run, values
         ("storage=''", "storage", '"" should be text that is not empty'),
         ("seed=2147483648", "seed", "< 2147483648"),
         ("optimizer.peak_lr=.inf", "optimizer.peak_lr", "should be a number > 0"),
+        ("model.rope_base=.inf", "model.rope_base", "should be a number > 0"),
         ("optimizer.beta1=1", "optimizer.beta1", "1 should be a number ≥ 0 and < 1"),
         ("evaluation.enabled=maybe", "evaluation.enabled", '"maybe" should be true or false'),
         ("tracking.wandb=none", "tracking.wandb", "`auto`, `online`, `offline` or `off`"),

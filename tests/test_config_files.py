@@ -1,6 +1,7 @@
 """Reading configurations: YAML, `--set`, files, presets and recipes."""
 
 import copy
+import re
 
 import pytest
 import yaml
@@ -58,6 +59,24 @@ def test_merge_keys_work_and_double_keys_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        *(("!!int x", "'x' is no whole number"), ("!!float x", "'x' is no number")),
+        *(("!!bool x", "'x' is no true or false"), ("9" * 5000, "9… is no whole number that can")),
+        *(("'\\ud800'", None), ('"\\ud800"', "is no text"), ('{"\\ud800": 1}', "is no text")),
+        *(("[" * 400, "nested more than 50 deep"), ("{a: " * 400, "nested more than 50 deep")),
+        *(("!!timestamp x", "could not determine a constructor"), ("&a [*a]", "recursive")),
+    ],
+)
+def test_values_that_cannot_be_read_are_told_with_their_place(value, problem):
+    if problem is None:
+        assert parse_yaml(value) == r"\ud800"
+        return
+    with pytest.raises(ValueError, match=rf"not valid YAML: .*{problem}.* \(line 2, column \d+\)"):
+        parse_yaml(f"a: 1\nb: {value}")
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("steps", "`--set steps` should look like a.b=value"),
@@ -70,6 +89,10 @@ def test_merge_keys_work_and_double_keys_are_refused():
         ("start_from.0=x", None),
         ("steps.x=3", "steps: is a value and has no settings below it"),
         ("other.0.x=3", "other.0: is not there: the list is empty"),
+        ("data.sources.²=3", "is a list; name an item of it"),
+        (f"data.sources.{'9' * 5000}.path=3", "is a list; name an item of it"),
+        (f"{'a.' * 2000}b=3", "is no setting: none lies so deep"),
+        ("data.sources=&a [*a]", "data.sources: not valid YAML: .*recursive"),
     ],
 )
 def test_settings_that_cannot_be_applied(setting, message):
@@ -78,7 +101,7 @@ def test_settings_that_cannot_be_applied(setting, message):
         return
     with pytest.raises(ConfigError) as caught:
         run(setting)
-    assert message in str(caught.value)
+    assert re.search(re.escape(message).replace(r"\.\*", ".*"), str(caught.value))
 
 
 def test_settings_are_applied_in_order():
@@ -158,7 +181,10 @@ def test_a_file_can_extend_a_preset(tmp_path):
         ("extends: loop.yaml", r"extends: .*goes round in a circle: .*loop.yaml → .*loop.yaml"),
         ("extends: ../x/loop.yaml", "goes round in a circle"),
         ("extends: [a]", r'extends: \["a"\] should be one preset or file'),
-        ("extends: nowhere.yaml", "nowhere.yaml: 1 fault\n.*no such file, and no such preset"),
+        ("extends: nowhere.yaml", 'extends: "nowhere.yaml" there is no such file, and no such pre'),
+        (f"extends: {'x' * 300}", "extends: .* there is no such file, and no such preset"),
+        ('extends: "\\x00"', "extends: .* there is no such file, and no such preset"),
+        ("a:\n  b: \x07", r"the character '\\x07' cannot stand in a file \(line 2, column 6\)"),
         ("- a", "should hold lines of the form"),
         ("", "should hold lines of the form"),
         ("just words", "should hold lines of the form"),
@@ -202,6 +228,14 @@ def test_a_recipe_finds_its_runs_and_hands_settings_on(tmp_path):
     assert config.recipe == (str(tmp_path / "one.yaml"), "tiny")
     assert config.settings == {"data.row_length": 32, "steps": 9, "seed": 2}
     assert config.storage == "here"
+
+
+def test_a_recipe_names_the_runs_that_are_not_there(tmp_path):
+    file = write(tmp_path, "all.yaml", "name: all\nrecipe: [tiny, tinny, nowhere.yaml]")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert [fault.path for fault in caught.value.faults] == ["recipe.1", "recipe.2"]
+    assert "did you mean `tiny`?" in str(caught.value)
 
 
 def test_a_recipe_with_settings_of_a_run_is_refused(tmp_path):

@@ -1,11 +1,13 @@
 """What a fault costs a run, and what an attempt that is over still says."""
 
+import dataclasses
 from itertools import pairwise
 
 import pytest
 
 from orchestrator.fault_policy import Failure
 from orchestrator.run_state import (
+    AttemptFailed,
     Broken,
     Committed,
     DropSnapshots,
@@ -29,6 +31,8 @@ from tests.controller_bench import (
     of,
     round_trip,
 )
+
+OUT_OF_MEMORY = "JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB"
 
 
 def test_a_dead_host_is_outlived_at_once_and_then_after_a_pause():
@@ -66,6 +70,33 @@ def test_a_users_error_ends_the_run_with_the_error():
     assert bench.state is State.FAILED
     assert bench.snapshot.reason == USER_ERROR.message
     assert bench.snapshot.used == {}
+
+
+def test_devices_without_room_end_the_run_and_say_what_takes_it_up():
+    bench = Bench()
+    others = Failure(1, ("ActorDiedError",), "ActorDiedError: it died")
+    host = Failure(0, ("JaxRuntimeError", "RuntimeError"), OUT_OF_MEMORY)
+    bench.feed(Prepared(FACTS), AttemptFailed(1, (others, host)))
+    assert bench.state is State.FAILED
+    reason = bench.snapshot.reason or ""
+    assert reason.startswith(OUT_OF_MEMORY)
+    for name in ("batch.microbatches", "remat", "mesh.fsdp", "batch.rows", "data.row_length"):
+        assert name in reason
+
+
+def test_what_rollbacks_leave_out_is_remembered_until_the_budget_is_spent():
+    bench = Bench(make_config(faults={"anomaly": 2}))
+    bench.feed(Prepared(FACTS), Stepped(1))
+    anomaly = Failure(0, ("RollbackError", "RuntimeError"), "Step 7", (6, 7))
+    next_one = dataclasses.replace(anomaly, skip_steps=(7, 8))
+    bench.feed(failed(1, anomaly), failed(2), failed(3, next_one))
+    bench.feed(Ticked(), at_s=9000)
+    assert bench.state is State.STARTING
+    assert round_trip(bench.snapshot).skip_steps == (6, 7, 8)
+    assert bench.snapshot.used == {"anomaly": 2, "host_died": 1}
+    bench.feed(failed(bench.snapshot.attempt, anomaly))
+    assert bench.state is State.FAILED
+    assert "faults.anomaly allows 2; the last one: Step 7" in (bench.snapshot.reason or "")
 
 
 @pytest.mark.parametrize("late", [Stepped(1), failed(1), finished(1), finished(1, True)])

@@ -44,6 +44,8 @@ def failure(*names: str, host: int | None = 0) -> Failure:
         (("TeacherUnavailableError", "RuntimeError", "ActorDiedError"), FaultKind.USER_ERROR),
         (("FileNotFoundError", "OSError"), FaultKind.USER_ERROR),
         (("PermissionError", "OSError"), FaultKind.USER_ERROR),
+        (("AnomalyError", "ValueError"), FaultKind.USER_ERROR),
+        (("RollbackError", "RuntimeError"), FaultKind.ANOMALY),
         (("OSError",), FaultKind.STORAGE),  # a full disk
         (("ConnectionResetError", "ConnectionError", "OSError"), FaultKind.STORAGE),
         (("TimeoutError", "OSError"), FaultKind.STORAGE),
@@ -67,6 +69,17 @@ def test_an_echo_is_never_the_cause(echo: str, name: str, order: list[int]):
     real = failure(name, host=3)
     failures = [*others, real]
     assert cause(tuple(failures[index] for index in order))[1] is real
+
+
+@given(order=st.permutations(range(3)))
+def test_an_anomaly_comes_before_the_deaths_it_made(order: list[int]):
+    failures = [
+        failure("ActorDiedError", host=0),
+        failure("JaxRuntimeError", host=1),
+        failure("RollbackError", "RuntimeError", host=2),
+    ]
+    kind, told = cause(tuple(failures[index] for index in order))
+    assert (kind, told.host) == (FaultKind.ANOMALY, 2)
 
 
 @given(order=st.permutations(range(3)))

@@ -13,7 +13,7 @@ from configs.distillation import TeacherConfig
 from configs.requests import steps_together
 from model.targets import wire_view
 from orchestrator.run_state import Observed, SetTeachers, Snapshot, State
-from orchestrator.teacher_scaling import UP_WINDOWS, Bounds
+from orchestrator.teacher_scaling import UP_WINDOWS, Bounds, Scaling, bounds_of
 from tests.controller_bench import TO, Bench, make_config, of
 from workers.asking import PatientSource, Try
 from workers.patience import Patience
@@ -201,4 +201,4 @@ def test_the_fewest_teachers_are_those_of_the_configuration():
         },
         cluster={"num_hosts": 2},
     )
-    assert Bench(config).controller._bounds() == Bounds(5, 5)
+    assert bounds_of(config, Scaling()) == Bounds(5, 5)

@@ -1,5 +1,6 @@
 """One step: the right average, the same on every mesh and division, in the right types."""
 
+import math
 from typing import Any
 
 import jax
@@ -117,3 +118,43 @@ def test_a_batch_without_labels_changes_nothing_but_decay():
     kept = 1 - metrics.lr * config.optimizer.weight_decay
     before = fresh().params["embedding"]
     np.testing.assert_allclose(state.params["embedding"], before * kept, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 2, 2)])
+def test_a_guarded_step_takes_in_a_loss_up_to_its_limit(shape):
+    config = config_of()
+    mesh = make_mesh(dict(zip(MESH_AXES, shape, strict=True)), jax.devices()[: math.prod(shape)])
+    plain, metrics = run_steps(config, BATCH, mesh)
+    taken, taken_metrics = run_steps(config, BATCH, mesh, limit=float(metrics.loss))
+    assert taken_metrics.loss == metrics.loss
+    assert_close(gradients(taken), gradients(plain))
+    assert state_digest(taken.params) != state_digest(fresh().params)
+
+    below = float(np.nextafter(metrics.loss, np.float32(0)))
+    left, left_metrics = run_steps(config, BATCH, mesh, limit=below)
+    assert left_metrics == taken_metrics, "it is told all the same"
+    assert_only_counted(left, fresh())
+
+
+def test_a_guarded_step_that_is_not_finite_changes_nothing():
+    """Of a teacher whose answer is no number; with no limit on the loss."""
+    config = config_of(distilled=True, label_weight=0.25, microbatches=4)
+    mesh = make_mesh({"slice": 2, "fsdp": 2, "model": 2})
+    encoded = encoded_by(SOME)
+    encoded["probs"] = encoded["probs"].at[3, 0].set(jnp.nan)
+    state, metrics = run_steps(config, BATCH, mesh, SOME, encoded, num_steps=2, limit=np.inf)
+    assert np.isnan(metrics.loss) and np.isnan(metrics.grad_norm)
+    assert_only_counted(state, fresh(), num_steps=2)
+
+
+def assert_only_counted(state: TrainState, before: TrainState, num_steps: int = 1) -> None:
+    """The steps went on, and the schedule with them; Adam has seen none of them."""
+    assert state.step == before.step + num_steps
+    found, expected = (optax.tree_utils.tree_get_all_with_path(s.opt_state, "count")
+                       for s in (state, before))  # fmt: skip
+    moved = [int(now) - int(was) for (_, now), (_, was) in zip(found, expected, strict=True)]
+    assert sorted(moved) == [0, num_steps]
+    assert state_digest(state.params) == state_digest(before.params)
+    for name in ("mu", "nu"):
+        moments = [optax.tree_utils.tree_get(s.opt_state, name) for s in (state, before)]
+        assert state_digest(moments[0]) == state_digest(moments[1])

@@ -86,8 +86,8 @@ def fresh(seed: int = 0) -> TrainState:
 
 
 @functools.cache
-def compiled(config_json: str, codec: Codec | None, mesh: Mesh) -> TrainStep:
-    return make_train_step(RunConfig.model_validate_json(config_json), codec, mesh)
+def compiled(config_json: str, codec: Codec | None, mesh: Mesh, guarded: bool) -> TrainStep:
+    return make_train_step(RunConfig.model_validate_json(config_json), codec, mesh, guarded)
 
 
 def run_steps(
@@ -99,12 +99,15 @@ def run_steps(
     signals: list[int] | None = None,
     num_steps: int = 1,
     unembedding: tuple[Unembedding, ...] = (),
+    limit: float | None = None,
 ) -> tuple[TrainState, StepMetrics]:
+    """Steps on one batch; with a limit on the loss, guarded ones."""
     state = jax.device_put(fresh(), state_shardings(config, mesh))
-    step = compiled(config.model_dump_json(), codec, mesh)
+    step = compiled(config.model_dump_json(), codec, mesh, limit is not None)
     rows, targets = jax.device_put((batch, encoded or {}), batch_sharding(mesh))
     shared = jax.device_put(np.array(signals or [0] * mesh.size, np.int32), signal_sharding(mesh))
-    others = [jax.device_put(each, unembedding_shardings(mesh)) for each in unembedding]
+    others: list[Any] = [] if limit is None else [np.float32(limit)]
+    others += [jax.device_put(each, unembedding_shardings(mesh)) for each in unembedding]
     metrics = None
     for _ in range(num_steps):
         state, metrics = step(state, rows, targets, shared, *others)

@@ -39,6 +39,8 @@ class StudentJob:
     work: Work = "train"
     epoch: int | None = None
     """That of the controller, outside of which nothing of this attempt counts; None without one."""
+    skip_steps: tuple[int, ...] = ()
+    """Steps that the state is not to take in."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,11 @@ class Saves:
             started = self._start(state, step)
         return self._describe(state)
 
+    def wait(self) -> None:
+        """Returns when no save is under way."""
+        self._enter(Phase.CHECKPOINT)
+        self._settle()
+
     def _settle(self) -> bool:
         """Waits for the save under way; whether it came to its end on all hosts."""
         return self._all_manage("save", self._started_step, self._writer.wait)

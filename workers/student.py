@@ -1,6 +1,5 @@
 """The student's training loop on one host of the gang. Knows nothing of Ray."""
 
-import contextlib
 import dataclasses
 import os
 import platform
@@ -14,22 +13,18 @@ import numpy as np
 from configs.checks import layout
 from model.sharding import MESH_AXES, batch_sharding, make_mesh
 from model.targets import HiddenCodec, Unembedding
+from workers.anomalies import Anomalies, Anomaly, needs_guard
+from workers.beginning import begin
 from workers.cache import cache_dir
-from workers.checkpoint import (
-    load_params,
-    read_meta,
-    restore_state,
-)
 from workers.host_targets import HostTargets
-from workers.integrity import own_checkpoint
 from workers.jobs import StudentJob
 from workers.memory_tier import Snapshots
 from workers.phases import Phase
-from workers.record import STEPS, EventWriter, SegmentWriter, write_carried
+from workers.recent_steps import settled_before
+from workers.record import STEPS, EventWriter, SegmentWriter
 from workers.rows import RowReader
 from workers.saves import Saves
 from workers.snapshot_taker import Keep, SnapshotTaker
-from workers.snapshots import put_back
 from workers.step_rows import StepRows
 from workers.storage import join
 from workers.targets_protocol import TargetSource
@@ -38,8 +33,6 @@ from workers.train_step import (
     HAS_TARGETS,
     Batch,
     StepMetrics,
-    TrainState,
-    make_init,
     make_train_step,
     signal_sharding,
 )
@@ -96,9 +89,9 @@ class Student:
         self._taker = SnapshotTaker(job, writer, self._record, self._events, hooks.keep)
         reader = RowReader.open(job.storage_url, job.dataset_digest, "train", cache_dir())
         self._rows = StepRows(reader, config, _local_rows(self._mesh, config.batch.rows))
-        resumes = job.start.kind == "resume"
-        with own_checkpoint() if resumes else contextlib.nullcontext():
-            self._state = self._initial_state()
+        self._state, carried = begin(job, self._mesh, hooks.snapshots)
+        before = settled_before(job, carried)
+        self._anomalies = Anomalies(config, before, job.skip_steps, job.start.step)
         self._codec = None
         self._targets = None
         self._unembedding: tuple[Unembedding, ...] = ()
@@ -109,7 +102,8 @@ class Student:
                 self._unembedding = (self._load_unembedding(),)
             steps = range(job.start.step, config.steps)
             self._targets = HostTargets(job, source, self._rows, steps, self._events.say)
-        self._step_fn = make_train_step(config, self._codec, self._mesh)
+        self._guarded = needs_guard(config.anomalies, job.skip_steps)
+        self._step_fn = make_train_step(config, self._codec, self._mesh, self._guarded)
         self._checkpoint_stall_s = self._compile_s = 0.0
         self._has_settled = False
         if host == 0:
@@ -131,6 +125,7 @@ class Student:
         """Trains to the last step, or until a host is asked to stop.
 
         Raises:
+            AnomalyError, RollbackError: a step that the state could not take in, by policy.
             TeacherUnavailableError: no teacher answered in time.
         """
         steps = range(self._job.start.step, self._job.config.steps)
@@ -189,9 +184,10 @@ class Student:
             decode_s += time.perf_counter() - began
         signals = np.full(jax.local_device_count(), self._hooks.signal(), np.int32)
         signals = jax.make_array_from_process_local_data(signal_sharding(self._mesh), signals)
+        limit = [np.float32(self._anomalies.limit(index + 1))] if self._guarded else []
         began = time.perf_counter()
         self._state, metrics = self._step_fn(
-            self._state, batch, encoded, signals, *self._unembedding
+            self._state, batch, encoded, signals, *limit, *self._unembedding
         )
         if index == self._job.start.step:  # later ones are put on the devices and nothing more
             self._compile_s = time.perf_counter() - began
@@ -213,6 +209,7 @@ class Student:
         self._checkpoint_stall_s += time.perf_counter() - began
         metrics = StepMetrics(*(value.item() for value in jax.device_get(step.metrics)))
         now = time.perf_counter()
+        anomaly = self._anomalies.settle(step.step, float(metrics.loss), float(metrics.grad_norm))
         line: dict[str, Any] = {"step": step.step, "stall_s": step.stall_s}
         if step.targets is not None:
             line |= {"targets": step.targets, "pool": step.pool}
@@ -224,6 +221,7 @@ class Student:
                 "lr": metrics.lr,
                 "grad_norm": metrics.grad_norm,
                 "tokens": metrics.tokens,
+                "skipped": anomaly and anomaly.reason,
                 "step_s": now - self._settled_at,
                 "teacher_busy_s": step.teacher_busy_s,
                 "attempt": self._job.attempt,
@@ -233,7 +231,16 @@ class Student:
             self._hooks.progress(line)
         self._record.append(line)
         self._settled_at, self._has_settled = now, True
+        if anomaly is not None:
+            self._meet(anomaly)
         return bool(metrics.signal)
+
+    def _meet(self, anomaly: Anomaly) -> None:
+        if jax.process_index() == 0:
+            self._events.say("step_skipped", **anomaly._asdict())
+        if (error := self._anomalies.error(anomaly)) is not None:
+            self._saves.wait()  # so that the newest checkpoint is the same wherever this happens
+            raise error
 
     def _save(self, on_storage: bool) -> None:
         """Saves the state in memory, if that is due, and on storage, if asked to."""
@@ -243,52 +250,6 @@ class Student:
         if on_storage:
             self._saves.save(self._state)
         self._checkpoint_stall_s += time.perf_counter() - began
-
-    def _initial_state(self) -> TrainState:
-        start, config = self._job.start, self._job.config
-        if start.memory is not None:
-            return self._from_memory()
-        if start.url is not None:
-            self._check_same_data(start.url)
-        if start.kind in ("resume", "fork"):
-            assert start.url is not None
-            return restore_state(start.url, config, self._mesh)
-        state = make_init(config, self._mesh)()
-        if start.kind == "weights":
-            assert start.url is not None
-            model, params = load_params(start.url, self._mesh)
-            if model != config.model:
-                raise ValueError(
-                    f"start_from.checkpoint: {start.url} holds a model of other sizes than `model:`"
-                )
-            state = state._replace(params=params)
-        return state
-
-    def _from_memory(self) -> TrainState:
-        snapshots, job = self._hooks.snapshots, self._job
-        assert snapshots is not None, "an attempt that starts from memory is given it"
-        host = jax.process_index()
-        state = put_back(job.config, self._mesh, snapshots.pieces(host))
-        if host == 0:
-            for writer, lines in snapshots.lines().items():
-                write_carried(join(job.run_url, STEPS), writer, job.attempt, lines)
-        return state
-
-    def _check_same_data(self, url: str) -> None:
-        """Token ids and data position mean the same in the checkpoint and in this run."""
-        meta, job = read_meta(url), self._job
-        what = "resume" if job.start.kind == "resume" else "start_from.checkpoint"
-        if meta.tokenizer_digest != job.tokenizer_digest:
-            raise ValueError(
-                f"{what}: {url} was trained with tokenizer {meta.tokenizer_digest[:12]}, this run "
-                f"has {job.tokenizer_digest[:12]}; import that tokenizer (data.tokenizer)"
-            )
-        if job.start.kind != "weights" and meta.dataset_digest != job.dataset_digest:
-            raise ValueError(
-                f"{what}: {url} stands at a position of data set {meta.dataset_digest[:12]}, this "
-                f"run reads {job.dataset_digest[:12]}; its text has changed: put it back, or "
-                f"start a new run from the weights (start_from.state=weights)"
-            )
 
     def _load_unembedding(self) -> Unembedding:
         assert self._job.teacher_url is not None

@@ -146,7 +146,9 @@ def _taught(taught_B: Bool[Array, " B"], batch: Batch) -> Bool[Array, "B T"]:
     return jnp.broadcast_to(taught_B[:, None], batch.mask.shape)
 
 
-def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> TrainStep:
+def make_train_step(
+    config: RunConfig, codec: Codec | None, mesh: Mesh, guarded: bool = False
+) -> TrainStep:
     """The jitted step `(state, batch, encoded, signals) → (state, metrics)`.
 
     `encoded` holds the targets as `codec` encodes them, leading axis B ({} on next tokens). Its
@@ -155,6 +157,10 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
     `Unembedding` as one argument more, laid out as `unembedding_shardings` says.
     `signals` is int32 [devices]: each host sets its own devices' entries; the largest comes
     back as `metrics.signal`, so that all hosts learn of a request to stop at the same step.
+    A `guarded` step takes a float32 scalar more, after `signals`: the largest loss that the state
+    may take in. If the loss is larger, or the loss or the gradient's norm is not finite, parameters
+    and optimizer stay as they were; the counter of steps and the schedule go on. It rounds
+    otherwise than a step without the guard, which is compiled apart.
     The state is donated. Averages are over the labelled tokens of the whole global batch,
     whatever the number of microbatches; that of `kd_loss` over those that have targets.
     """
@@ -167,8 +173,9 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
         batch: Batch,
         encoded: Encoded,
         signals: Int32[Array, " N"],
-        *unembedding: Unembedding,
+        *others: Any,
     ) -> tuple[TrainState, StepMetrics]:
+        limit, unembedding = (others[0], others[1:]) if guarded else (None, others)
         share = label_weight(config.objective, config.steps, state.step)
         grad_sums = jax.grad(
             lambda params, part: loss_sums(
@@ -188,13 +195,23 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
         if (taught_B := encoded.get(HAS_TARGETS)) is not None:
             taught = jnp.sum(batch.mask & _taught(taught_B, batch), dtype=jnp.int32)
         grads = jax.tree.map(lambda g: g / denominator, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        loss, grad_norm = sums.loss / denominator, optax.global_norm(grads)
+        if limit is None:
+            params, opt_state = _updated(optimizer, grads, state.params, state.opt_state)
+        else:
+            taken = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= limit)
+            # A branch and no choice between two states, of which there is room for one.
+            params, opt_state = jax.lax.cond(
+                taken,
+                lambda state: _updated(optimizer, grads, state.params, state.opt_state),
+                lambda state: (state.params, _only_counted(state.opt_state)),
+                state,
+            )
         metrics = StepMetrics(
-            loss=sums.loss / denominator,
+            loss=loss,
             kd_loss=sums.kd_loss / jnp.maximum(taught, 1).astype(jnp.float32),
             ce_loss=sums.ce_loss / denominator,
-            grad_norm=optax.global_norm(grads),
+            grad_norm=grad_norm,
             lr=jnp.asarray(schedule(state.step), jnp.float32),
             tokens=tokens,
             signal=signals.max(),
@@ -205,6 +222,8 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
     shardings = state_shardings(config, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     inputs: list[Any] = [shardings, rows, rows, signal_sharding(mesh)]
+    if guarded:
+        inputs.append(whole)
     if isinstance(codec, HiddenCodec):
         inputs.append(unembedding_shardings(mesh))
     return jax.jit(
@@ -212,6 +231,25 @@ def make_train_step(config: RunConfig, codec: Codec | None, mesh: Mesh) -> Train
         in_shardings=tuple(inputs),
         out_shardings=(shardings, whole),
         donate_argnums=0,
+    )
+
+
+def _updated(
+    optimizer: optax.GradientTransformation, grads: Params, params: Params, opt_state: Any
+) -> tuple[Params, optax.OptState]:
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def _only_counted(opt_state: Any) -> Any:
+    """The optimizer as it was, but for its place in the schedule, which follows the steps."""
+
+    def count(part: Any) -> Any:
+        is_schedule = isinstance(part, optax.ScaleByScheduleState)
+        return part._replace(count=part.count + 1) if is_schedule else part
+
+    return jax.tree.map(
+        count, opt_state, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState)
     )
 
 
