@@ -20,6 +20,8 @@ import click
 import numpy as np
 
 from benchmarks.figures import Figure, show, tell
+from configs.run import FaultConfig
+from orchestrator.fault_policy import FaultKind, Relaunch, decide, recent
 from orchestrator.ledger import Category
 
 DAY_S = 86400.0
@@ -56,7 +58,6 @@ class Inputs:
     hang_share: float = _input(0.1, "1", "assumed: share of faults in which nothing dies")
     detect_s: float = _input(15.0, "s", "assumed; until a death is noticed")
     hang_detect_s: float = _input(130.0, "s", "watchdog.step_at_least_s, and 10 s for stacks")
-    pause_s: float = _input(60.0, "s", "the longest of orchestrator.fault_policy")
     schedule_s: float = _input(60.0, "s", "assumed: processes, and jax.distributed")
     compile_s: float = _input(30.0, "s", "assumed; from the compilation cache")
     restore_storage_s: float = _input(60.0, "s", "assumed: 330 GB of state, verified")
@@ -86,6 +87,7 @@ class Job:
         self._rng = np.random.default_rng(seed)
         self.seconds = dict.fromkeys(_SHOWN, 0.0)
         self.num_faults = 0
+        self._faults_s: tuple[float, ...] = ()
         self._now_s, self._end_s = 0.0, inputs.days * DAY_S
         self._step = self._stored = self._held = 0
         self._in_memory = False
@@ -157,13 +159,22 @@ class Job:
         self.seconds[Category.LOST] += lost_s
         self._step = resumed
         self._spend(Category.DETECT, self._in.hang_detect_s if hangs else self._in.detect_s)
-        self._spend(Category.PAUSE, self._in.pause_s)
+        self._spend(Category.PAUSE, self._pause_s())
         if hardware:
             heapq.heappush(self._repairs, self._now_s + self._in.repair_s)
             self._free -= 1
         while self._repairs and (self._repairs[0] <= self._now_s or self._free < 0):
             self._spend(Category.CAPACITY, max(0.0, heapq.heappop(self._repairs) - self._now_s))
             self._free += 1
+
+    def _pause_s(self) -> float:
+        """As the controller decides it."""
+        budgets = FaultConfig(host_died=self.num_faults)
+        self._faults_s = recent(self._faults_s, self._now_s, budgets)
+        decision = decide(FaultKind.HOST_DIED, "", len(self._faults_s), budgets)
+        assert isinstance(decision, Relaunch), "the budget is as large as it has to be"
+        self._faults_s = (*self._faults_s, self._now_s)
+        return decision.after_s
 
 
 def simulate(inputs: Inputs, tiered: bool) -> list[Job]:
