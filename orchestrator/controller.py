@@ -152,7 +152,12 @@ class Controller:
             # They are not there any more, or have taken in what is to be left out.
             self._actions.append(DropSnapshots())
         skip_steps = sorted({*self.snapshot.skip_steps, *failure.skip_steps})
-        self._set(relaunch_at_s=now_s + decision.after_s, skip_steps=tuple(skip_steps))
+        # Which slices are left is not known yet.
+        self._set(
+            relaunch_at_s=now_s + decision.after_s,
+            skip_steps=tuple(skip_steps),
+            slices_free=None,
+        )
         self._go(State.RECOVERING)
 
     def _on_hung(self, event: Hung, now_s: float) -> None:

@@ -56,10 +56,8 @@ def test_training_goes_on_and_saves_when_storage_is_back(text_storage, facts, un
     finish = train(job_of(facts, config), hooks=blocked.lift_after(4))
     assert finish == undisturbed[1]
     assert losses(config) == losses(undisturbed[0])
-    assert [(event["step"], event["what"]) for event in blocked.failures()] == [
-        (2, "folder"),
-        (3, "folder"),
-    ]
+    # Tried at step 3 as well, and told once.
+    assert [(event["step"], event["what"]) for event in blocked.failures()] == [(2, "folder")]
     assert committed_steps(blocked.run_url) == [4, NUM_STEPS]
     check_files(checkpoint_url(blocked.run_url, 4))
 
@@ -80,7 +78,7 @@ def test_a_save_that_fails_on_its_way_is_made_good(text_storage, facts, undistur
     assert train(job_of(facts, config)) == undisturbed[1]
     run_url = f"{config.storage}/runs/{config.name}"
     events = [e for e in read_events(run_url) if e["event"] == "checkpoint_failed"]
-    assert [(event["step"], event["what"]) for event in events] == [(4, "save"), (6, "save")]
+    assert [(event["step"], event["what"]) for event in events] == [(4, "save")]
     assert "No space left" in events[0]["reason"]
     assert committed_steps(run_url) == [2, NUM_STEPS]
 

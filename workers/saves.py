@@ -46,6 +46,7 @@ class Saves:
         )
         self._retry_at: int | None = None
         self._started_step: int | None = None
+        self._told: set[str] = set()
 
     def due(self, step: int) -> bool:
         """Whether the state after `step` is to be saved."""
@@ -107,8 +108,10 @@ class Saves:
             work()
         except OSError as error:
             failed = True
-            _log.warning("Storage does not take the %s of step %s: %s", what, step, error)
-            self._events.say("checkpoint_failed", step=step, what=what, reason=str(error))
+            if what not in self._told:  # once for as long as it lasts
+                self._told.add(what)
+                _log.warning("Storage does not take the %s of step %s: %s", what, step, error)
+                self._events.say("checkpoint_failed", step=step, what=what, reason=str(error))
         return not self._on_any_host(failed)
 
     def _on_any_host(self, here: bool) -> bool:
@@ -130,4 +133,5 @@ class Saves:
         )
 
     def _committed(self, meta: CheckpointMeta) -> None:
+        self._told.clear()
         self._events.say("checkpoint", step=meta.step, digest=meta.digest)
