@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from rich.console import Console
 
 from configs.load import load_config
 from workers.storage import is_local
+
+# Ray's words for it; a machine's agent comes up after the machine.
+_NOBODY_YET = "No available agent to submit job"
+_TRIES, _PAUSE_S = 30, 2.0
 
 
 def submit_run(
@@ -42,7 +47,8 @@ def submit_run(
     for setting in settings:
         command += ["--set", setting]
     environment = {"excludes": ["/.venv", "/.git", "/stillhouse-runs"], **runtime_env}
-    job = client.submit_job(
+    job = _submit(
+        client,
         entrypoint=shlex.join(command),
         runtime_env={"working_dir": working_dir, **environment},
     )
@@ -61,3 +67,17 @@ def submit_run(
 
     asyncio.run(show())
     return 0 if str(client.get_job_status(job)) == "SUCCEEDED" else 1
+
+
+def _submit(client: Any, **job: Any) -> str:
+    """The name of the job; a cluster that has just started may have nobody to take it yet."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if _NOBODY_YET not in str(error):
+                raise
+            if not tries_left:
+                raise ConnectionError(f"The cluster takes no job: {error}") from error
+        time.sleep(_PAUSE_S)
+    raise AssertionError("the last try returns or raises")

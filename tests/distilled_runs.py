@@ -27,14 +27,14 @@ MORE_STEPS = 5
 @contextlib.contextmanager
 def embedded_ray() -> Iterator[str]:
     """A Ray of its own, in a temporary folder of its own; its address."""
-    changed = pytest.MonkeyPatch()
-    for name in ("XLA_FLAGS", "NPROC"):
-        changed.delenv(name)
-    with tempfile.TemporaryDirectory(prefix="sh-") as path:
+    with pytest.MonkeyPatch.context() as changed, tempfile.TemporaryDirectory(prefix="sh-") as path:
+        for name in ("XLA_FLAGS", "NPROC"):
+            changed.delenv(name)
         changed.setenv("RAY_TMPDIR", path)
-        yield connect(None)
-        ray.shutdown()
-    changed.undo()
+        try:
+            yield connect(None)
+        finally:
+            ray.shutdown()
 
 
 def distilled_values(storage: Path, name: str, steps: int, **teacher: Any) -> dict[str, Any]:

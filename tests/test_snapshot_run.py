@@ -13,7 +13,8 @@ from orchestrator.launch import create_run, start_controller
 from orchestrator.run_folder import RunFolder
 from tests.distilled_runs import ENDLESS, embedded_ray, wait_until
 from tests.runs import text_folder, tiny_values
-from workers.snapshot_keeper import NAMESPACE, keepers
+from workers.memory_tier import newest_complete
+from workers.snapshot_keeper import NAMESPACE, held_by_keepers, keepers
 
 pytestmark = pytest.mark.cluster
 
@@ -75,6 +76,7 @@ def test_a_run_goes_on_from_memory(tmp_path: Path):
         # A keeper that dies is replaced, and the next snapshot is in the new one.
         (keeper,) = keepers(run_id)
         ray.kill(ray.get_actor(keeper, NAMESPACE))
+        wait_until(lambda: newest_complete(held_by_keepers(run_id)) is not None)
         goes_on(folder)
         kill_host(folder)
         folder.send({"kind": "stop"})
