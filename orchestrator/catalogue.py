@@ -13,6 +13,11 @@ from workers.storage import join, list_names, read_json, remove_tree, write_json
 _FOLDER = "checkpoints"
 
 
+def checkpoint_url(run_url: str, step: int) -> str:
+    """Where a checkpoint lies; as in `workers.checkpoint`, without JAX."""
+    return _file(run_url, step, "")
+
+
 def committed_steps(run_url: str) -> list[int]:
     """Steps of the run's complete checkpoints, ascending."""
     return _steps(run_url, ".json")

@@ -9,7 +9,7 @@ from rich.table import Table
 from orchestrator import catalogue
 from orchestrator.run_folder import RunFolder
 from workers.integrity import CorruptCheckpointError, check_files
-from workers.storage import join, list_tree
+from workers.storage import list_tree
 
 
 def checkpoints_table(folder: RunFolder) -> Table:
@@ -26,7 +26,7 @@ def checkpoints_table(folder: RunFolder) -> Table:
         notes = ["pinned"] * (step in pinned) + ["in quarantine"] * damaged
         table.add_row(
             str(step),
-            f"{sum(list_tree(_url(folder, step)).values()) / 1e6:.1f}",
+            f"{sum(list_tree(catalogue.checkpoint_url(folder.url, step)).values()) / 1e6:.1f}",
             "-".join(filter(None, (entry["params_digest"], entry["optimizer_digest"]))),
             f"{bits[step]:.4f}" if step in bits else "",
             ", ".join(notes),
@@ -43,14 +43,11 @@ def verify_checkpoints(folder: RunFolder, console: Console) -> bool:
     quarantined = catalogue.quarantined_steps(folder.url)
     all_whole = True
     for step in sorted([*steps, *quarantined]):
-        if (
-            step in steps
-            and catalogue.read_checkpoint_entry(folder.url, step)["format_version"] < 2
-        ):
+        if _entry(folder, step, step in quarantined)["format_version"] < 2:
             console.print(f"step {step}: has no digests of its files, of an older release")
             continue
         try:
-            check_files(_url(folder, step))
+            check_files(catalogue.checkpoint_url(folder.url, step))
         except CorruptCheckpointError as error:
             all_whole = False
             console.print(f"step {step}: {error}", soft_wrap=True)
@@ -96,7 +93,3 @@ def _entry(folder: RunFolder, step: int, quarantined: bool) -> dict[str, Any]:
     if quarantined:
         return catalogue.read_quarantined(folder.url, step)["entry"]
     return catalogue.read_checkpoint_entry(folder.url, step)
-
-
-def _url(folder: RunFolder, step: int) -> str:
-    return join(folder.url, "checkpoints", f"{step:08d}")

@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from workers.record import EVENTS, LOGS, STEPS
-from workers.storage import join, list_names, read_bytes
+from workers.record import EVENTS, LOGS, STEPS, read_segment
+from workers.storage import join, list_names
 from workers.target_ledger import joined
 
 Line = dict[str, Any]
@@ -97,7 +96,7 @@ class Tail:
         """Lines of the segments since the last call; after an OSError the next call has them."""
         names = [name for name in list_names(self._url) if name.endswith(".jsonl")]
         names = [name for name in names if name not in self._seen]
-        lines = [line for name in names for line in _read_segment(join(self._url, name))]
+        lines = [line for name in names for line in read_segment(join(self._url, name))]
         self._seen.update(names)
         return lines
 
@@ -127,8 +126,4 @@ def _segments(run_url: str, folder: str) -> Iterator[tuple[str, list[Line]]]:
     for name in list_names(url):
         if name.endswith(".jsonl"):
             writer = name.removesuffix(".jsonl").rpartition("-")[0]
-            yield writer, _read_segment(join(url, name))
-
-
-def _read_segment(url: str) -> list[Line]:
-    return [json.loads(line) for line in read_bytes(url).decode().splitlines()]
+            yield writer, read_segment(join(url, name))

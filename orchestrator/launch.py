@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from configs.run import RunConfig
-from orchestrator.catalogue import committed_steps, read_checkpoint_entry
+from orchestrator.catalogue import checkpoint_url, committed_steps, read_checkpoint_entry
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, beside_me, start_actor
 from orchestrator.run_folder import RunFolder, absolute
@@ -19,7 +19,7 @@ from orchestrator.run_state import State
 from workers.code_identity import code_digest, software
 from workers.jobs import Work
 from workers.source_files import list_files
-from workers.storage import exists, join
+from workers.storage import exists
 from workers.student_host import NAMESPACE, controller_name
 
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
@@ -162,7 +162,7 @@ def find_checkpoint(name: str, storage_url: str) -> tuple[str, dict[str, Any]]:
         shown = ", ".join(str(step) for step in steps)
         raise LaunchError(f"{name}: no checkpoint of step {step_text}; there are {shown}")
     step = int(step_text) if step_text else steps[-1]
-    url = join(folder.url, "checkpoints", f"{step:08d}")
+    url = checkpoint_url(folder.url, step)
     return url, read_checkpoint_entry(folder.url, step)
 
 

@@ -12,6 +12,7 @@ from configs.elastic import on_slices
 from configs.run import RunConfig
 from orchestrator import run_state
 from orchestrator.attempt import attempt_name, remove_leftover_placement_groups, start_attempt
+from orchestrator.catalogue import checkpoint_url
 from orchestrator.fault_policy import DRIVER_DIED, Failure
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, is_ready, start_actor
@@ -198,7 +199,7 @@ class AttemptPart:
             return StartPoint("resume", None, source.step, source)
         if steps:
             step = max(steps)
-            url = join(self._spec.run_url, "checkpoints", f"{step:08d}")
+            url = checkpoint_url(self._spec.run_url, step)
             return StartPoint("resume", url, step)
         if self._config.start_from is None:
             return StartPoint("fresh")
@@ -224,7 +225,7 @@ class EvaluationPart:
     def start(self, step: int, facts: dict[str, Any]) -> None:
         if self._actor is None:
             self._actor = self._start_actor(facts)
-        url = join(self._spec.run_url, "checkpoints", f"{step:08d}")
+        url = checkpoint_url(self._spec.run_url, step)
         self._step = step
         self._result = self._actor.evaluate.remote(url)
 

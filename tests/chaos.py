@@ -1,10 +1,10 @@
 """Faults of many mechanisms in one run on a simulated cluster, and what the run made of them.
 
-    python -m tests.chaos [--seed N] [--only NAME …] [--page FILE]
+    python -m tests.chaos [--seed N] [--only NAME …]
 
 Each mechanism is applied to a run that trains; the next follows when new steps have been made. In
 the end the run is compared, bit for bit, with one of the same length that nothing happened to, and
-nothing of it may be left on the cluster. `--page` writes the table for the documentation.
+nothing of it may be left on the cluster.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from orchestrator.cluster import SimulatedCluster, simulated_cluster
 from orchestrator.cpu_devices import cpu_devices
 from orchestrator.history import read_events, read_steps
 from orchestrator.launch import connect, create_run, start_controller
+from tests.broken_storage import break_storage, mend_storage
 from tests.runs import make_teacher, text_folder, tiny_values
 from tests.same_run import assert_same_run
 from workers.checkpoint import checkpoint_url
@@ -253,14 +254,11 @@ def storage_away(run: Subject) -> None:
 
 @contextlib.contextmanager
 def replaced_by_a_file(folder: Path) -> Iterator[None]:
-    aside = folder.with_name(folder.name + ".aside")
-    folder.rename(aside)
-    folder.write_text("in the way")
+    break_storage(folder)
     try:
         yield
     finally:
-        folder.unlink()
-        aside.rename(folder)
+        mend_storage(folder)
 
 
 @mechanism
@@ -319,8 +317,7 @@ def compare(run: Subject, storage: Path) -> None:
 @click.command()
 @click.option("--seed", default=0, show_default=True, help="Of the mechanisms' order.")
 @click.option("--only", multiple=True, type=click.Choice(list(MECHANISMS)))
-@click.option("--page", type=click.Path(path_type=Path), help="Writes the table there.")
-def main(seed: int, only: tuple[str, ...], page: Path | None) -> None:
+def main(seed: int, only: tuple[str, ...]) -> None:
     os.environ |= cpu_devices(8)  # JAX has read nothing yet
     names = list(only) or random.Random(seed).sample(list(MECHANISMS), len(MECHANISMS))
     console = Console()
@@ -336,27 +333,13 @@ def main(seed: int, only: tuple[str, ...], page: Path | None) -> None:
                 console.print(f"{name}: {outcomes[-1].recovery_s:.0f} s ({outcomes[-1].kinds})")
             end(run)
             compare(run, storage)
-    num_steps = f"{len(outcomes)} mechanisms, order of seed {seed}: the same losses and state"
-    table = Table(title=num_steps)
+    title = f"{len(outcomes)} mechanisms, order of seed {seed}: the same losses and state"
+    table = Table(title=title)
     for column in ("mechanism", "fault told", "seconds to new steps"):
         table.add_column(column)
     for each in outcomes:
         table.add_row(each.name, each.kinds, f"{each.recovery_s:.0f}")
     console.print(table)
-    if page is not None:
-        write_page(page, outcomes, seed)
-
-
-def write_page(page: Path, outcomes: list[Outcome], seed: int) -> None:
-    """Puts the table between the page's marks."""
-    begin, after = "<!-- chaos -->\n", "<!-- end of chaos -->\n"
-    rows = "\n".join(f"| {each.name} | {each.kinds} | {each.recovery_s:.0f} |" for each in outcomes)
-    table = (
-        f"| Mechanism (seed {seed}) | Fault told | Seconds to new steps |\n|---|---|---|\n{rows}\n"
-    )
-    text = page.read_text()
-    head, rest = text.split(begin)
-    page.write_text(f"{head}{begin}\n{table}\n{after}{rest.split(after)[1]}")
 
 
 if __name__ == "__main__":

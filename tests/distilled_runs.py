@@ -103,6 +103,21 @@ class DistilledRun:
         assert self.status()["state"] == state, self.status()["reason"]
 
 
+def step_of(folder: RunFolder) -> int:
+    """As the controller last showed it."""
+    return (folder.status() or {}).get("step") or 0
+
+
+def end_of(folder: RunFolder) -> tuple[list[str], str]:
+    """Waits for a run's end: the losses of all steps, bit for bit, and the last state's digest."""
+    wait_until(lambda: folder.lease() is None)
+    status = folder.status() or {}
+    assert status["state"] in ("finished", "stopped"), status
+    lines = history.read_steps(folder.url)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"].hex() for line in lines], status["digest"]
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 240) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():

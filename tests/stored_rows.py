@@ -47,6 +47,10 @@ class Told:
     def names(self) -> list[str]:
         return [event for event, _ in self.events]
 
+    @property
+    def num_dropped(self) -> int:
+        return sum(details["rows"] for name, details in self.events if name == "targets_dropped")
+
 
 def open_cache(root: str, told: Told | None = None, max_bytes: int = PLENTY) -> TargetCache:
     return TargetCache(root, SPEC, max_bytes, told or Told())

@@ -18,7 +18,7 @@ from orchestrator.cluster import SimulatedCluster, simulated_cluster
 from orchestrator.launch import connect, create_run, start_controller
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
-from tests.distilled_runs import ENDLESS, wait_until
+from tests.distilled_runs import ENDLESS, step_of, wait_until
 from tests.runs import tiny_values
 from tests.same_run import assert_same_run
 
@@ -147,10 +147,6 @@ def command(*arguments: str) -> "subprocess.Popen[str]":
 
 def count(folder: RunFolder, event: str) -> int:
     return sum(line["event"] == event for line in history.read_events(folder.url))
-
-
-def step_of(folder: RunFolder) -> int:
-    return status(folder).get("step") or 0
 
 
 def launch(cluster: SimulatedCluster, storage: Path, name: str, steps: int) -> RunFolder:

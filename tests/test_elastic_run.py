@@ -10,7 +10,7 @@ from orchestrator.cluster import simulated_cluster
 from orchestrator.history import read_events, read_steps
 from orchestrator.launch import connect, create_run, start_controller
 from orchestrator.run_folder import RunFolder
-from tests.distilled_runs import ENDLESS, wait_until
+from tests.distilled_runs import ENDLESS, step_of, wait_until
 from tests.runs import text_folder, tiny_values
 
 pytestmark = pytest.mark.cluster
@@ -38,10 +38,6 @@ def start(storage: Path, address: str, name: str, steps: int) -> RunFolder:
     folder = create_run(parse_run(values, "test"))
     start_controller(folder, address)
     return folder
-
-
-def step_of(folder: RunFolder) -> int:
-    return (folder.status() or {}).get("step") or 0
 
 
 def attempt_of(folder: RunFolder) -> int:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import history
 from orchestrator.history import (
     Tail,
     group_attempts,
@@ -18,6 +17,7 @@ from orchestrator.history import (
     read_logs,
     read_steps,
 )
+from workers import record
 from workers.record import STEPS, EventWriter, SegmentWriter
 from workers.storage import join
 
@@ -222,9 +222,9 @@ def test_new_lines_are_told_later_where_reading_fails(tmp_path, monkeypatch):
             raise OSError("out of reach")
         return read(url)
 
-    read = history.read_bytes
+    read = record.read_bytes
     with monkeypatch.context() as broken:
-        broken.setattr(history, "read_bytes", fail_on_the_second)
+        broken.setattr(record, "read_bytes", fail_on_the_second)
         with pytest.raises(OSError, match="out of reach"):
             new_steps(tail)
     assert steps_and_attempts(new_steps(tail)) == [(1, 1), (2, 2)]

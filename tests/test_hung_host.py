@@ -10,7 +10,7 @@ from configs.load import parse_run
 from orchestrator.history import read_events, read_steps
 from orchestrator.launch import create_run, start_controller
 from orchestrator.run_folder import RunFolder
-from tests.distilled_runs import ENDLESS, embedded_ray, wait_until
+from tests.distilled_runs import ENDLESS, embedded_ray, end_of, wait_until
 from tests.runs import text_folder, tiny_values
 from workers.host_watch import hosts_with_stacks, stacks_url
 
@@ -33,16 +33,6 @@ def start(storage: Path, address: str, name: str, steps: int) -> RunFolder:
 
 def step_of(folder: RunFolder) -> int:
     return max((line["step"] for line in read_steps(folder.url)), default=0)
-
-
-def end_of(folder: RunFolder) -> tuple[list[str], str]:
-    """The losses of all steps, bit for bit, and the digest of the last state."""
-    wait_until(lambda: folder.lease() is None)
-    status = folder.status() or {}
-    assert status["state"] in ("finished", "stopped"), status
-    lines = read_steps(folder.url)
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    return [line["loss"].hex() for line in lines], status["digest"]
 
 
 def test_a_run_outlives_a_host_that_hangs_and_is_the_same_in_the_end(tmp_path: Path):

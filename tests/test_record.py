@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.history import read_events, read_logs
+from tests.broken_storage import break_storage, mend_storage
 from workers import record
 from workers.record import EventWriter, LogSegments, SegmentWriter
 
@@ -23,20 +24,6 @@ LONG_S = 30.0
 def lines_in(folder: Path) -> list[dict]:
     texts = [path.read_text() for path in sorted(folder.glob("*.jsonl"))]
     return [json.loads(line) for text in texts for line in text.splitlines()]
-
-
-def break_storage(folder: Path) -> None:
-    """Nobody, root included, can write into a folder whose name is a file's."""
-    if folder.exists():
-        folder.rename(folder.with_suffix(".aside"))
-    folder.write_text("in the way")
-
-
-def mend_storage(folder: Path) -> None:
-    folder.unlink()
-    aside = folder.with_suffix(".aside")
-    if aside.exists():
-        aside.rename(folder)
 
 
 def eventually(happened: Callable[[], bool]) -> bool:

@@ -11,7 +11,7 @@ from configs.load import parse_run
 from orchestrator.history import read_events, read_steps
 from orchestrator.launch import create_run, start_controller
 from orchestrator.run_folder import RunFolder
-from tests.distilled_runs import ENDLESS, embedded_ray, wait_until
+from tests.distilled_runs import ENDLESS, embedded_ray, end_of, step_of, wait_until
 from tests.runs import text_folder, tiny_values
 from workers.memory_tier import newest_complete
 from workers.snapshot_keeper import NAMESPACE, held_by_keepers, keepers
@@ -35,10 +35,6 @@ def start(storage: Path, address: str, name: str, steps: int) -> RunFolder:
     return folder
 
 
-def step_of(folder: RunFolder) -> int:
-    return (folder.status() or {}).get("step") or 0
-
-
 def goes_on(folder: RunFolder) -> None:
     step = step_of(folder)
     wait_until(lambda: step_of(folder) >= step + MORE_STEPS)
@@ -54,16 +50,6 @@ def kill_host(folder: RunFolder) -> None:
     os.kill(ready(folder)[-1]["pid"], signal.SIGKILL)
     wait_until(lambda: len(ready(folder)) > attempts)
     goes_on(folder)
-
-
-def end_of(folder: RunFolder) -> tuple[list[str], str]:
-    """The losses of all steps, bit for bit, and the digest of the last state."""
-    wait_until(lambda: folder.lease() is None)
-    status = folder.status() or {}
-    assert status["state"] in ("finished", "stopped"), status
-    lines = read_steps(folder.url)
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    return [line["loss"].hex() for line in lines], status["digest"]
 
 
 def test_a_run_goes_on_from_memory(tmp_path: Path):

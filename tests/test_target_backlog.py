@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.stored_rows import Told
 from workers import storage, target_cache
 from workers.rows import RowId
 from workers.target_backlog import Backlog
@@ -75,24 +76,6 @@ def test_the_newest_rows_that_fit_wait_and_none_is_lost_untold(max_bytes, acts):
 
 
 # In front of a storage that fails.
-
-
-class Told:
-    """What a cache has told."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def __call__(self, event: str, **details: Any) -> None:
-        self.events.append((event, details))
-
-    @property
-    def names(self) -> list[str]:
-        return [event for event, _ in self.events]
-
-    @property
-    def num_dropped(self) -> int:
-        return sum(details["rows"] for name, details in self.events if name == "targets_dropped")
 
 
 def targets_of(row: RowId) -> np.ndarray:

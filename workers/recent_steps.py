@@ -6,8 +6,8 @@ from typing import Any
 
 from workers.anomalies import SettledStep, num_remembered
 from workers.jobs import StudentJob
-from workers.record import STEPS
-from workers.storage import join, list_names, read_bytes
+from workers.record import STEPS, read_segment
+from workers.storage import join, list_names
 
 
 def settled_before(job: StudentJob, carried: Sequence[str] = ()) -> list[SettledStep]:
@@ -43,16 +43,12 @@ def recent_steps(
             segments.setdefault(int(name[1:5]), []).append(name)
     found: dict[int, dict[str, Any]] = {}
     for _, names in sorted(segments.items(), reverse=True):
-        start_step = _read(join(folder, names[0]))[0]["start_step"]
+        start_step = read_segment(join(folder, names[0]))[0]["start_step"]
         for name in reversed(names):
             if len(found) >= num_steps or last_step <= start_step:
                 break
-            lines = [line for line in _read(join(folder, name)) if "loss" in line]
+            lines = [line for line in read_segment(join(folder, name)) if "loss" in line]
             # A line that was carried on from memory may be there twice.
             found |= {line["step"]: line for line in lines if line["step"] <= last_step}
         last_step = min(last_step, start_step)
     return [found[step] for step in sorted(found)[-num_steps:]]
-
-
-def _read(url: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in read_bytes(url).decode().splitlines()]

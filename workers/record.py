@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.storage import join, write_atomic
+from workers.storage import join, read_bytes, write_atomic
 
 STEPS, EVENTS, LOGS = "record", "events", "logs"
 
@@ -78,6 +78,11 @@ class SegmentWriter:
             except Exception as error:  # object stores raise errors of their own kinds
                 # The lines stay in memory; the next checkpoint's flush raises if it lasts.
                 _log.warning("The record cannot be written, will try again: %s", error)
+
+
+def read_segment(url: str) -> list[dict[str, Any]]:
+    """The lines of one segment."""
+    return [json.loads(line) for line in read_bytes(url).decode().splitlines()]
 
 
 def write_carried(folder_url: str, writer: str, attempt: int, lines: Sequence[str]) -> None:

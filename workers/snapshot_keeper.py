@@ -98,12 +98,10 @@ def held_by_keepers(run_id: str) -> dict[str, list[Holding]]:
     for name in keepers(run_id):
         with contextlib.suppress(RayError, ValueError):  # it has just gone
             asked[ray.get_actor(name, NAMESPACE).held.remote()] = name
-    ready, _ = (
-        ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
-        if asked
-        else ([], [])
-    )
     held: dict[str, list[Holding]] = {}
+    if not asked:
+        return held
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
     for answer in ready:
         with contextlib.suppress(RayError):
             held[asked[answer]] = ray.get(answer)
