@@ -97,7 +97,9 @@ def simulated_cluster(
             num_cpus=head_cpus,
             temp_dir=str(ray_dir),
             include_dashboard=dashboard,
+            # Ray's own choices, 8265 and 52365, may belong to another Ray on this machine.
             dashboard_port=_free_port() if dashboard else None,
+            dashboard_agent_listen_port=_free_port() if dashboard else None,
             env_vars={"JAX_PLATFORMS": "cpu"},
         )
         simulated = SimulatedCluster(cluster, shape, cpus_per_host)
@@ -131,7 +133,6 @@ def _host_node(shape: Topology, slice_name: str, worker_id: int) -> dict[str, An
 
 
 def _free_port() -> int:
-    """Ray's own choice, 8265, may belong to another Ray on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -2,7 +2,6 @@
 
 import asyncio
 import shlex
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ from rich.console import Console
 from configs.load import load_config
 from workers.storage import is_local
 
-# Ray's words for it; a machine's agent comes up after the machine.
-_NOBODY_YET = "No available agent to submit job"
-_TRIES, _PAUSE_S = 30, 2.0
+# Ray's words for it, after it has waited a while itself.
+_NOBODY_THERE = "No available agent to submit job"
 
 
 def submit_run(
@@ -70,14 +68,14 @@ def submit_run(
 
 
 def _submit(client: Any, **job: Any) -> str:
-    """The name of the job; a cluster that has just started may have nobody to take it yet."""
-    for tries_left in reversed(range(_TRIES)):
-        try:
-            return client.submit_job(**job)
-        except RuntimeError as error:
-            if _NOBODY_YET not in str(error):
-                raise
-            if not tries_left:
-                raise ConnectionError(f"The cluster takes no job: {error}") from error
-        time.sleep(_PAUSE_S)
-    raise AssertionError("the last try returns or raises")
+    """The name of the job."""
+    try:
+        return client.submit_job(**job)
+    except RuntimeError as error:
+        if _NOBODY_THERE not in str(error):
+            raise
+        raise ConnectionError(
+            "The cluster takes no job: its head has no agent. One that has just started may need "
+            "some seconds more; if it stays so, another Ray on the head's machine has taken the "
+            "agent's port (see dashboard_agent.log there, and --dashboard-agent-listen-port)"
+        ) from error
