@@ -15,7 +15,7 @@ from configs.checks import Layout, layout
 from configs.run import ClusterConfig
 from configs.topology import slice_topology
 from orchestrator.cpu_devices import cpu_devices
-from orchestrator.fault_policy import Failure
+from orchestrator.fault_policy import PREEMPTED, Failure
 from orchestrator.ray_calls import beside_me, start_actor
 from workers.anomalies import RollbackError
 from workers.student_host import NAMESPACE, train_loop
@@ -109,7 +109,7 @@ def _behind(error: BaseException) -> BaseException | None:
 def _class_names(error: BaseException) -> list[str]:
     # Ray tells this by a property of an ordinary death, Ray Train by a class.
     if isinstance(error, RayActorError) and error.preempted:
-        return ["PreemptionError"]
+        return [PREEMPTED]
     return [c.__name__ for c in type(error).__mro__ if c not in (Exception, BaseException, object)]
 
 

@@ -21,6 +21,7 @@ from orchestrator.checkpoint_care import (
 from orchestrator.elasticity import note_free, slices_to_launch
 from orchestrator.fault_policy import (
     HUNG,
+    PREEMPTED,
     Failure,
     FaultKind,
     GiveUp,
@@ -42,6 +43,7 @@ from orchestrator.run_state import (
     Event,
     Hung,
     KillAttempt,
+    Noticed,
     Observed,
     Prepared,
     Release,
@@ -81,6 +83,7 @@ class Controller:
             AttemptFinished: self._on_finished,
             AttemptFailed: self._on_failed,
             Hung: self._on_hung,
+            Noticed: self._on_noticed,
             Committed: self._on_committed,
             Evaluated: self._on_evaluated,
             EvaluationFailed: self._on_evaluation_failed,
@@ -115,6 +118,11 @@ class Controller:
     def _on_finished(self, event: AttemptFinished, now_s: float) -> None:
         if not self._is_alive(event.attempt):
             return
+        if event.stopped and not self.snapshot.stop_asked:
+            message = f"its machines are taken away; it saved step {event.step} before"
+            failure = Failure(None, (PREEMPTED,), message)
+            self._on_failed(AttemptFailed(event.attempt, (failure,)), now_s)
+            return
         self._set(digest=event.digest, step=event.step)
         self._say(
             "attempt_ended",
@@ -132,6 +140,8 @@ class Controller:
         if not self._is_alive(event.attempt):
             return
         kind, failure = cause(event.failures)
+        if self.snapshot.leaving and kind is FaultKind.HOST_DIED:
+            kind = FaultKind.PREEMPTED  # the machines went before all was saved
         self._say(
             "attempt_failed",
             attempt=event.attempt,
@@ -166,6 +176,18 @@ class Controller:
         self._actions.append(KillAttempt(event.attempt))
         failure = Failure(None, (HUNG,), event.reason)
         self._on_failed(AttemptFailed(event.attempt, (failure,)), now_s)
+
+    def _on_noticed(self, event: Noticed, now_s: float) -> None:
+        """Has the gang save and leave; one that has not made a step has nothing to save."""
+        state = self.snapshot.state
+        if not self._is_alive(event.attempt) or self.snapshot.leaving or state is State.STOPPING:
+            return
+        self._set(leaving=True)
+        self._say("preemption_noticed", attempt=event.attempt, machines=list(event.machines))
+        if state is State.STARTING:
+            self._actions.append(KillAttempt(event.attempt))
+            failure = Failure(None, (PREEMPTED,), "its machines are taken away before it trains")
+            self._on_failed(AttemptFailed(event.attempt, (failure,)), now_s)
 
     def _on_committed(self, event: Committed, now_s: float) -> None:
         self._set(steps=event.steps, pinned=event.pinned)
@@ -281,6 +303,7 @@ class Controller:
         attempt = self.snapshot.attempt + 1
         # What is free now is not any more.
         self._set(attempt=attempt, num_slices=num_slices, resumed_from=newest, slices_free=None)
+        self._set(leaving=False)
         self._go(State.STARTING)
         self._actions.append(StartAttempt(attempt, num_slices))
 

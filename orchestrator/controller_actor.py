@@ -19,12 +19,13 @@ from configs.run import RunConfig
 from configs.topology import slice_topology
 from orchestrator import catalogue, run_state
 from orchestrator.controller import Controller
+from orchestrator.history import read_events
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import LEASE_RENEWAL_S, RunFolder
 from orchestrator.run_parts import AttemptPart, EvaluationPart, PreparationPart
 from orchestrator.run_pool import make_pool
 from orchestrator.run_state import Snapshot, State
-from orchestrator.slices import num_free_slices
+from orchestrator.slices import draining_nodes, num_free_slices
 from orchestrator.student_pulse import StudentPulse
 from orchestrator.tracking import TrackingPart
 from orchestrator.watchdog import Watch
@@ -72,10 +73,12 @@ class ControllerActor:
     def heartbeat(self, attempt: int, line: dict[str, Any], tally: Tally, doing: Doing) -> int:
         """From the first student host: its newest line, sums over all its lines, what it does.
 
-        The answer is 1 to ask it to stop.
+        The answer is 1 to ask it to save and stop.
         """
         self._pulse.beat(attempt, line, tally, doing)
-        return int(self._machine.snapshot.stop_asked)
+        snapshot = self._machine.snapshot
+        leaving = snapshot.leaving and attempt == snapshot.attempt
+        return int(snapshot.stop_asked or leaving)
 
     def busy(self, attempt: int) -> None:
         """From any student host: it does what may take longer than a step, others may wait."""
@@ -150,7 +153,7 @@ class ControllerActor:
             check_epoch(self._folder.url, self._epoch)
             commands = self._folder.commands()
             found = [_event_of(command) for _, command in commands]
-            here = [*self._look_for_steps(), *self._look_for_slices()]
+            here = [*self._look_for_steps(), *self._look_for_slices(), *self._look_for_notice()]
             self._heard = [*here, *found, *self._heard]
             self._looked_at_s = now_s
         while self._heard:
@@ -212,6 +215,15 @@ class ControllerActor:
             return []
         shape = slice_topology(cluster.accelerator, cluster.topology or "")
         return [run_state.SlicesFree(num_free_slices(shape))]
+
+    def _look_for_notice(self) -> list[run_state.Event]:
+        now = self._machine.snapshot
+        if now.state not in (State.STARTING, State.TRAINING) or not (nodes := draining_nodes()):
+            return []
+        told = read_events(self._folder.url)
+        ready = [e for e in told if e["event"] == "host_ready" and e["attempt"] == now.attempt]
+        machines = {event["node"] for event in ready} & nodes
+        return [run_state.Noticed(now.attempt, tuple(sorted(machines)))] if machines else []
 
     def _carry_out(self) -> None:
         if self._machine.snapshot != self._remembered:

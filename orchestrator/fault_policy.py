@@ -73,7 +73,10 @@ DRIVER_DIED = "AttemptDriverDied"
 HUNG = "AttemptHung"
 """Error type of an attempt that the watchdog has ended."""
 
-_PREEMPTIONS = {"PreemptionError", "NodePreemptedError"}
+PREEMPTED = "PreemptionError"
+"""Error type of an attempt that left its machines on notice."""
+
+_PREEMPTIONS = {PREEMPTED, "NodePreemptedError"}
 _CAPACITY = {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
 _ANOMALIES = {"RollbackError"}
 _USER = {

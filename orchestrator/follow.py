@@ -21,6 +21,7 @@ EXIT_STOPPED = 130
 _SHOWN_EVENTS = {
     "attempt_failed": "attempt {attempt} failed ({kind}): {message}",
     "teacher_retry": "step {step}: asked for targets again ({reason})",
+    "preemption_noticed": "attempt {attempt} saves and leaves: its machines are taken away",
     "evaluated": "step {step}: {bits_per_byte:.4f} bits per byte on held-out text",
     "evaluation_failed": "step {step}: not evaluated: {message}",
     "scaled": "teachers: {before} → {teachers} ({reason})",

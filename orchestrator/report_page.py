@@ -288,6 +288,7 @@ _TEXTS: dict[str, tuple[str, Callable[[Line], str]]] = {
     "evaluation_skipped": ("quiet", _text("step {step} not evaluated: {waiting} others wait")),
     "evaluation_failed": ("fault", _text("step {step} not evaluated: {message}")),
     "attempt_failed": ("fault", _text("attempt {attempt} failed ({kind}): {message}")),
+    "preemption_noticed": ("fault", _text("attempt {attempt} is told that its machines go")),
     "teacher_retry": ("fault", _text("step {step}: asked for targets again ({reason})")),
     "stop_asked": ("state", _text("asked to stop")),
     "scaled": ("state", _text("teachers {before} → {teachers}")),

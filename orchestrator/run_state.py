@@ -95,6 +95,14 @@ class Hung:
 
 
 @dataclasses.dataclass(frozen=True)
+class Noticed:
+    """Machines of the gang are to be taken away soon."""
+
+    attempt: int
+    machines: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Committed:
     """The complete checkpoints on storage."""
 
@@ -161,6 +169,7 @@ Event = (
     | AttemptFinished
     | AttemptFailed
     | Hung
+    | Noticed
     | Committed
     | Evaluated
     | EvaluationFailed
@@ -259,6 +268,8 @@ class Snapshot:
     more_since_s: float | None = None
     """Since when there are more slices than the newest attempt has."""
     kill_at_s: float = 0.0
+    leaving: bool = False
+    """Whether the newest attempt is to save and give up its machines, which are taken away."""
     skip_steps: tuple[int, ...] = ()
     """Steps that rollbacks leave out."""
     reason: str | None = None

@@ -1,10 +1,10 @@
 """Which TPU slices of a cluster nobody uses."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
+from ray._private.state import available_resources_per_node, state
 
 from configs.topology import Topology
 
@@ -19,20 +19,23 @@ TOPOLOGY = "ray.io/tpu-topology"
 def free_slices(
     nodes: Iterable[Mapping[str, Any]],
     available: Mapping[str, Mapping[str, float]],
+    draining: Set[str],
     shape: Topology,
 ) -> set[str]:
-    """Names of the slices of `shape` that are whole and unused. Pure.
+    """Names of the slices of `shape` that are whole, unused and here to stay. Pure.
 
     Args:
         nodes: as `ray.nodes()` tells them.
         available: by node, the resources that are free.
+        draining: nodes that are to be taken away.
     """
     hosts: dict[str, int] = {}
     for node in nodes:
         labels = node.get("Labels", {})
         same = (labels.get(POD_TYPE), labels.get(TOPOLOGY)) == (shape.pod_type, shape.topology)
         free = available.get(node["NodeID"], {}).get("TPU", 0)
-        if node["Alive"] and same and free >= shape.chips_per_host:
+        stays = node["Alive"] and node["NodeID"] not in draining
+        if stays and same and free >= shape.chips_per_host:
             hosts[labels[SLICE_NAME]] = hosts.get(labels[SLICE_NAME], 0) + 1
     return {name for name, num in hosts.items() if num == shape.num_hosts}
 
@@ -41,4 +44,9 @@ def num_free_slices(shape: Topology) -> int:
     """How many slices of `shape` the connected cluster has that nobody uses."""
     # Ray has no public way to ask what is free on each node without its dashboard.
     available: Any = available_resources_per_node()
-    return len(free_slices(ray.nodes(), available, shape))
+    return len(free_slices(ray.nodes(), available, draining_nodes(), shape))
+
+
+def draining_nodes() -> set[str]:
+    """Nodes of the connected cluster that are to be taken away: preempted, or scaled down."""
+    return set(state.get_draining_nodes())

@@ -18,6 +18,7 @@ from tests.runs import tiny_values
 from workers.epochs import take_epoch
 from workers.host_watch import stacks_url
 from workers.phases import Doing, Phase
+from workers.record import EventWriter
 from workers.storage import join, write_atomic, write_json
 from workers.tally import Tally
 
@@ -73,6 +74,8 @@ class World:
         # Its turns are taken by hand.
         thread = lambda **options: Part("thread", [])  # noqa: E731
         monkeypatch.setattr(controller_actor.threading, "Thread", thread)
+        self.draining: set[str] = set()
+        monkeypatch.setattr(controller_actor, "draining_nodes", lambda: self.draining)
         monkeypatch.setattr(controller_actor, "LogSegments", lambda *args: logging.NullHandler())
         values = tiny_values(storage, "run") | {"objective": {"kind": "distill"}}
         values["teacher"] = {
@@ -282,6 +285,26 @@ def test_an_attempt_that_hangs_is_ended_with_a_word_on_its_hosts(world: World):
     assert [event["kind"] for event in failed] == ["host_hung"]
     assert "phase `step` for 131 s, where 120 s are allowed" in failed[0]["message"]
     assert failed[0]["message"].endswith("in stacks/ are those of hosts [0]")
+
+
+def test_a_gang_is_told_to_leave_only_if_it_is_on_a_machine_that_goes(world: World):
+    actor = world.life(state=State.TRAINING, attempt=2, teachers=2, facts=FACTS)
+    events = EventWriter(world.folder.url, "student")
+    for attempt, node in [(1, "old"), (2, "a"), (2, "b")]:
+        events.say("host_ready", attempt=attempt, node=node)
+    events.close()
+    world.draining = {"old", "elsewhere"}
+    world.turn(actor)
+    assert actor.heartbeat(2, {"step": 7}, Tally(), STEP) == 0
+    world.draining = {"b", "elsewhere"}
+    world.turn(actor)
+    assert actor.heartbeat(2, {"step": 7}, Tally(), STEP) == 1
+    told = [e for e in read_events(world.folder.url) if e["event"] == "preemption_noticed"]
+    assert [event["machines"] for event in told] == [["b"]]
+    world.parts["attempt"].events = [AttemptFinished(2, 8, "d", stopped=True)]
+    world.turn(actor)
+    assert world.remembered().used == {"preempted": 1}
+    assert actor.heartbeat(3, {}, Tally(), STEP) == 0
 
 
 def test_the_pool_is_scaled_by_hand_and_then_by_need(world: World):

@@ -12,6 +12,8 @@ from orchestrator.run_state import (
     Committed,
     DropSnapshots,
     Event,
+    KillAttempt,
+    Noticed,
     Prepared,
     Quarantine,
     StartAttempt,
@@ -30,6 +32,7 @@ from tests.controller_bench import (
     make_config,
     of,
     round_trip,
+    said,
 )
 
 OUT_OF_MEMORY = "JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB"
@@ -51,6 +54,39 @@ def test_a_spent_budget_ends_the_run_and_says_which():
     bench.feed(Prepared(FACTS), failed(1), failed(2))
     assert bench.state is State.FAILED
     assert "faults.host_died allows 1" in (bench.snapshot.reason or "")
+
+
+def test_on_notice_the_gang_saves_and_leaves_and_the_next_one_starts():
+    bench = Bench()
+    bench.feed(Prepared(FACTS), Stepped(1))
+    done = bench.feed(Noticed(1, ("node",)), Noticed(1, ("node", "other")))
+    assert len(said("preemption_noticed", done)) == 1
+    assert bench.snapshot.leaving and bench.state is State.TRAINING
+    assert round_trip(bench.snapshot) == bench.snapshot
+    done = bench.feed(Committed((4,)), finished(1, stopped=True))
+    assert of(StartAttempt, done) == [StartAttempt(2)]
+    assert [told["kind"] for told in said("attempt_failed", done)] == ["preempted"]
+    assert bench.snapshot.used == {"preempted": 1} and not bench.snapshot.leaving
+
+
+def test_machines_that_go_before_all_is_saved_were_preempted_all_the_same():
+    bench = Bench()
+    bench.feed(Prepared(FACTS), Stepped(1), Noticed(1, ("node",)))
+    assert of(StartAttempt, bench.feed(failed(1))) == [StartAttempt(2)]
+    assert bench.snapshot.used == {"preempted": 1}
+    # What the first one was told does not hold for the next.
+    bench.feed(Stepped(2), failed(2))
+    assert bench.snapshot.used == {"preempted": 1, "host_died": 1}
+
+
+def test_a_gang_that_has_made_no_step_leaves_at_once():
+    bench = Bench()
+    bench.feed(Prepared(FACTS))
+    done = bench.feed(Noticed(1, ("node",)))
+    assert of(KillAttempt, done) == [KillAttempt(1)] and of(StartAttempt, done) == [StartAttempt(2)]
+    bench = Bench()
+    bench.feed(*TO[State.STOPPING])
+    assert bench.feed(Noticed(1, ("node",))) == []
 
 
 def test_budgets_are_apart_and_faults_are_forgotten():

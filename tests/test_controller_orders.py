@@ -25,6 +25,7 @@ from orchestrator.run_state import (
     EvaluationFailed,
     Event,
     KillAttempt,
+    Noticed,
     Observed,
     Prepared,
     Release,
@@ -105,8 +106,14 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(stopped=st.booleans())
     def attempt_ends(self, stopped: bool) -> None:
         attempt, self.alive, self.killed = self.attempts, None, False
-        stopped = stopped and self.controller.snapshot.stop_asked
+        snapshot = self.controller.snapshot
+        stopped = stopped and (snapshot.stop_asked or snapshot.leaving)
         self.feed(finished(attempt, stopped))
+
+    @precondition(lambda self: self.alive is not None and not self.killed)
+    @rule()
+    def noticed(self) -> None:
+        self.feed(Noticed(self.attempts, ("node",)))
 
     @precondition(lambda self: self.alive is not None)
     @rule(failure=st.sampled_from([HOST_DIED, LOST_DRIVER, USER_ERROR]))
@@ -224,9 +231,12 @@ class AnyOrder(RuleBasedStateMachine):
             self.alive = action.attempt
             assert self.alive == self.attempts
         elif isinstance(action, KillAttempt):
-            assert self.state is State.STOPPING
             assert action.attempt == self.alive
-            self.killed = True
+            if self.state is State.STOPPING:
+                self.killed = True
+            else:
+                assert self.state is State.STARTING, "on notice, with nothing to save"
+                self.alive = None
         elif isinstance(action, SetTeachers):
             assert action.replicas == self.controller.snapshot.teachers
         elif isinstance(action, Evaluate):

@@ -115,8 +115,10 @@ def nodes(slices: Iterable[str], alive: bool = True) -> list[dict[str, Any]]:
     ("taken", "expected"),
     [({}, {"a", "b"}), ({"a-1": 0.0}, {"b"}), ({"a-0": 2.0, "b-1": 0.0}, set())],
 )
-def test_a_slice_is_free_when_all_of_it_is(taken: dict[str, float], expected: set[str]):
+def test_a_slice_is_free_when_all_of_it_is_and_stays(taken: dict[str, float], expected: set[str]):
     there = [*nodes(["a", "b"]), *nodes(["dead"], alive=False)]
     there += [{"NodeID": "head", "Alive": True, "Labels": {}}, nodes(["half"])[0]]
     free = {node["NodeID"]: {"TPU": taken.get(node["NodeID"], 4.0)} for node in there}
-    assert free_slices(there, free, slice_topology("v4", "2x2x2")) == expected
+    shape = slice_topology("v4", "2x2x2")
+    assert free_slices(there, free, set(), shape) == expected
+    assert free_slices(there, free, {"b-0"}, shape) == expected - {"b"}

@@ -57,6 +57,8 @@ class Hooks:
     signal: Callable[[], int] = lambda: 0
     progress: Callable[[dict[str, Any]], None] = lambda line: None
     enter: Callable[[Phase], None] = lambda phase: None
+    node: str | None = None
+    """What the scheduler calls this machine."""
     keep: Keep | None = None
     """Takes snapshots over; may take its time."""
     snapshots: Snapshots | None = None
@@ -118,6 +120,7 @@ class Student:
             step=job.start.step,
             start="memory" if job.start.memory is not None else job.start.kind,
             machine=platform.node(),
+            node=hooks.node,
             pid=os.getpid(),
         )
 

@@ -185,7 +185,8 @@ def train_loop(payload: dict[str, Any]) -> None:
         lambda: _tell_busy(payload["run_id"], job.attempt),
     )
     heartbeat = Heartbeat(payload["run_id"], job.attempt, phases) if host == 0 else None
-    hooks = Hooks(enter=phases.enter, **_memory_tier(job, payload["run_id"], host))
+    node = ray.get_runtime_context().get_node_id()
+    hooks = Hooks(enter=phases.enter, node=node, **_memory_tier(job, payload["run_id"], host))
     if heartbeat is not None:
         told = {"signal": heartbeat.signal, "progress": heartbeat.progress}
         hooks = dataclasses.replace(hooks, **told)

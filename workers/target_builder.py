@@ -42,7 +42,8 @@ def build_targets(job: StudentJob, source: TargetSource, hooks: Hooks) -> Finish
     reader = RowReader.open(job.storage_url, job.dataset_digest, "train", cache_dir())
     rows = StepRows(reader, config, range(config.batch.rows))
     targets = HostTargets(job, source, rows, range(config.steps), say, keep_all=True)
-    say("host_ready", attempt=job.attempt, machine=platform.node(), pid=os.getpid())
+    place = {"machine": platform.node(), "node": hooks.node, "pid": os.getpid()}
+    say("host_ready", attempt=job.attempt, **place)
     hooks.enter(Phase.TARGETS)
     step, digest = 0, xxhash.xxh3_128()
     try:
