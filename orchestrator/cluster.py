@@ -28,13 +28,17 @@ class SimulatedCluster:
         url = cluster.head_node.webui_url
         self.dashboard_url = f"http://{url}" if url else None
 
-    def add_slice(self, index: int) -> None:
-        """Has the machines of `slice-<index>` join; returns before they have."""
+    def add_slice(self, index: int, **node: Any) -> None:
+        """Has the machines of `slice-<index>` join; returns before they have.
+
+        `node` is more that Ray is to know of them.
+        """
         self._slices[index] = [
             self._cluster.add_node(
                 wait=False,
                 num_cpus=self._cpus_per_host,
                 **_host_node(self._shape, f"slice-{index}", worker_id),
+                **node,
             )
             for worker_id in range(self._shape.num_hosts)
         ]
@@ -43,6 +47,11 @@ class SimulatedCluster:
         """Kills the machines of `slice-<index>`, with all that runs on them."""
         for node in self._slices.pop(index):
             self._cluster.remove_node(node, allow_graceful=False)
+
+    def restart_head(self) -> None:
+        """Kills the service by which the machines know one another, and starts it again."""
+        self._cluster.head_node.kill_gcs_server()
+        self._cluster.head_node.start_gcs_server()
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from orchestrator.cluster import simulated_cluster
 from orchestrator.launch import connect
 from orchestrator.teacher_pool import TeacherPool
 from tests.distilled_runs import wait_until
+from tests.preemption import announce_preemption
 from workers.asking import PatientSource
 from workers.code_identity import code_digest
 from workers.patience import Patience
@@ -102,20 +103,6 @@ def replicas() -> dict[str, tuple[str, str]]:
     }
 
 
-def announce_preemption(node: str) -> None:
-    """What a node does to itself when the cloud tells it that it will be taken back."""
-    import ray._raylet
-    from ray.core.generated import autoscaler_pb2
-
-    generated: Any = autoscaler_pb2
-    raylet: Any = ray._raylet
-    gcs = raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
-    reason = generated.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline_ms = int((time.time() + LONG_S) * 1000)
-    accepted, why_not = gcs.drain_node(node, reason, "taken back", deadline_ms)
-    assert accepted, why_not
-
-
 def check(answers: list[Answer], rows: range) -> set[str]:
     """Each row came once, with the bytes that the teacher makes; who scored them."""
     x = np.arange(ROW_BYTES, dtype=np.uint8)
@@ -152,7 +139,7 @@ def test_a_teacher_on_a_node_that_is_taken_back_is_replaced_first_and_loses_noth
             return all((tmp_path / at).exists() for _, at in before.values())
 
         wait_until(both_work)
-        announce_preemption(node)
+        announce_preemption(node, LONG_S)
 
         def leaves() -> bool:
             assert pool.serving() >= 2, "a replica went before another had come"

@@ -1,0 +1,97 @@
+"""Applies faults to one run, one after the other.
+
+    python -m tests.chaos [--seed N] [--only NAME …] [--page FILE]
+
+The next fault follows when the run has made new steps. In the end it is compared, bit for bit,
+with a run of the same length that nothing happened to, and nothing of it may be left.
+"""
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cpu_devices import cpu_devices
+from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.subject import Subject
+from tests.chaos.world import world
+from tests.runs import make_teacher, text_folder
+
+
+class Outcome(NamedTuple):
+    """How long a fault kept the run from a new step, and what the controller called it."""
+
+    fault: Fault
+    recovery_s: float
+    told: str
+
+
+def disturb(run: Subject, fault: Fault) -> Outcome:
+    """Applies a fault; returns when the run has made new steps."""
+    run.goes_on()
+    num_before, began = len(run.faults()), time.monotonic()
+    fault.apply(run)
+    run.goes_on()
+    recovery_s = time.monotonic() - began
+    return Outcome(fault, recovery_s, ", ".join(run.faults()[num_before:]) or "none")
+
+
+def chaos(faults: list[Fault], console: Console) -> list[Outcome]:
+    """What a run makes of `faults`, in their order; those that need a right we lack are told."""
+    outcomes = []
+    with world() as made:
+        make_teacher(made.storage, text_folder(made.storage))
+        run = Subject(made, "disturbed")
+        for fault in faults:
+            if fault.takes and getattr(made, fault.takes) is None:
+                console.print(f"{fault.name}: not tried, it takes root to make a {fault.takes}")
+                continue
+            outcomes.append(disturb(run, fault))
+            told = outcomes[-1]
+            console.print(f"{fault.name}: {told.recovery_s:.0f} s ({told.told})", highlight=False)
+        run.stop()
+        run.compare()
+    return outcomes
+
+
+@click.command()
+@click.option("--seed", default=0, show_default=True, help="Of the faults' order.")
+@click.option("--only", multiple=True, type=click.Choice(list(FAULTS)))
+@click.option("--page", type=click.Path(path_type=Path, dir_okay=False), help="Writes the table.")
+def main(seed: int, only: tuple[str, ...], page: Path | None) -> None:
+    os.environ |= cpu_devices(8)  # JAX has read nothing yet
+    console = Console()
+    names = list(only) or random.Random(seed).sample(list(FAULTS), len(FAULTS))
+    outcomes = chaos([FAULTS[name] for name in names], console)
+    columns = ("what happens", "to", "fault told", "seconds to new steps")
+    rows = [
+        (each.fault.mechanism, each.fault.target, each.told, f"{each.recovery_s:.0f}")
+        for each in outcomes
+    ]
+    num_mechanisms = len({each.fault.mechanism for each in outcomes})
+    title = f"{len(rows)} faults by {num_mechanisms} mechanisms, in the order of seed {seed}"
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if page is not None:
+        write_table(page, title, [columns, *rows])
+
+
+def write_table(page: Path, title: str, rows: list[tuple[str, ...]]) -> None:
+    """Replaces what stands between the page's marks."""
+    begin, end = "<!-- chaos: begin -->\n", "<!-- chaos: end -->\n"
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    lines = [" | ".join(row) for row in [rows[0], ("---",) * len(rows[0]), *rows[1:]]]
+    table = "".join(f"| {line} |\n" for line in lines)
+    page.write_text(f"{before}{begin}{title}:\n\n{table}{end}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""A disk of its own for a run, which can be full, still, slow or read-only. It takes root."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+_SIZE_BYTES = 512 << 20
+_PART_BYTES = 1 << 20
+
+
+def is_possible() -> bool:
+    """Whether this process may make a disk."""
+    tools = ("mkfs.ext4", "mount", "umount", "fsfreeze")
+    return os.geteuid() == 0 and all(map(shutil.which, tools))
+
+
+class Disk:
+    """What is mounted at `path`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """Not a byte more can be written."""
+        ballast = self.path / "ballast"
+        try:
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                for size in (_PART_BYTES, 1 << 12, 1):
+                    with contextlib.suppress(OSError):
+                        while file.write(bytes(size)):
+                            pass
+            yield
+        finally:
+            ballast.unlink()
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Who writes waits, until the end of the block."""
+        _run("fsfreeze", "--freeze", str(self.path))
+        try:
+            yield
+        finally:
+            _run("fsfreeze", "--unfreeze", str(self.path))
+
+    @contextlib.contextmanager
+    def slow(self, still_s: float, pause_s: float) -> Iterator[None]:
+        """Again and again who writes waits."""
+        ended = threading.Event()
+
+        def work() -> None:
+            while not ended.wait(pause_s):
+                with self.still():
+                    ended.wait(still_s)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Writing is an error; it begins once no file is open for it."""
+        while subprocess.run(
+            ["mount", "-o", "remount,ro", self.path], capture_output=True
+        ).returncode:
+            pass
+        try:
+            yield
+        finally:
+            _run("mount", "-o", "remount,rw", str(self.path))
+
+
+@contextlib.contextmanager
+def disk(path: Path) -> Iterator[Disk]:
+    """Mounts a disk at `path`, which is a file of its folder, and takes it away."""
+    image = path.with_suffix(".image")
+    with image.open("wb") as file:
+        file.truncate(_SIZE_BYTES)
+    _run("mkfs.ext4", "-q", "-m", "0", str(image))
+    path.mkdir()
+    _run("mount", "-o", "loop,noatime", str(image), str(path))
+    try:
+        yield Disk(path)
+    finally:
+        _run("umount", str(path))
+        image.unlink()
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True)

@@ -1,0 +1,307 @@
+"""The faults: each is one mechanism, applied to one target."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import ray
+
+from orchestrator.attempt import attempt_name
+from tests.broken_storage import break_storage, mend_storage
+from tests.chaos.disk import Disk
+from tests.chaos.network import Network
+from tests.chaos.subject import Subject, wait_until
+from tests.preemption import announce_preemption
+from workers.snapshot_keeper import NAMESPACE
+
+A_WHILE_S = 8.0
+_AN_HOUR_S = 3600.0
+_NOTICE_S = 120.0
+
+
+class Fault(NamedTuple):
+    """What happens to what."""
+
+    mechanism: str
+    target: str
+    apply: Callable[[Subject], None]
+    takes: str | None
+    """Attribute of the world without which it cannot be made."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.target}: {self.mechanism}"
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(
+    mechanism: str, target: str, takes: str | None = None
+) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
+    def note(apply: Callable[[Subject], None]) -> Callable[[Subject], None]:
+        made = Fault(mechanism, target, apply, takes)
+        FAULTS[made.name] = made
+        return apply
+
+    return note
+
+
+# Processes.
+
+
+@fault("killed", "student host")
+def _(run: Subject) -> None:
+    run.process("host_ready").kill()
+
+
+@fault("killed", "student host and all snapshots")
+def _(run: Subject) -> None:
+    run.drop_keepers()
+    run.process("host_ready").kill()
+
+
+@fault("killed", "snapshots")
+def _(run: Subject) -> None:
+    run.drop_keepers()
+
+
+@fault("killed", "attempt driver")
+def _(run: Subject) -> None:
+    ray.kill(ray.get_actor(attempt_name(run.run_id, run.status()["attempt"]), NAMESPACE))
+
+
+@fault("killed", "controller")
+def _(run: Subject) -> None:
+    run.process("controller_started").kill()
+
+
+@fault("killed", "evaluator")
+def _(run: Subject) -> None:
+    wait_until(lambda: bool(run.processes("EvaluatorActor")))
+    run.processes("EvaluatorActor")[0].kill()
+
+
+@fault("killed", "teacher")
+def _(run: Subject) -> None:
+    run.process("teacher_ready").kill()
+
+
+@fault("killed", "all teachers")
+def _(run: Subject) -> None:
+    for process in run.processes("ServeReplica"):
+        process.kill()
+
+
+@fault("asked to end", "student host")
+def _(run: Subject) -> None:
+    run.process("host_ready").terminate()
+
+
+@fault("stopped", "student host")
+def _(run: Subject) -> None:
+    with new_fault(run):
+        run.process("host_ready").suspend()
+
+
+@fault("stopped", "teacher")
+def _(run: Subject) -> None:
+    run.process("teacher_ready").suspend()
+
+
+@fault("stopped for a while", "controller")
+def _(run: Subject) -> None:
+    process = run.process("controller_started")
+    process.suspend()
+    time.sleep(A_WHILE_S)
+    process.resume()
+
+
+@fault("killed in a save", "student host")
+def _(run: Subject) -> None:
+    pattern = "*.orbax-checkpoint-tmp*"
+    wait_until(lambda: any(Path(run.folder.url, "checkpoints").glob(pattern)))
+    run.process("host_ready").kill()
+
+
+# Machines.
+
+
+@fault("lost, and back", "slice")
+def _(run: Subject) -> None:
+    with new_fault(run):
+        run.world.cluster.lose_slice(1)
+    run.world.add_slice(1)
+
+
+@fault("preempted on notice, and back", "slice")
+def _(run: Subject) -> None:
+    node = run.world.node(1)
+    assert node is not None
+    with new_fault(run):
+        announce_preemption(node, _NOTICE_S)
+    run.world.cluster.lose_slice(1)
+    run.world.add_slice(1)
+
+
+@fault("restarted", "head")
+def _(run: Subject) -> None:
+    run.world.cluster.restart_head()
+
+
+# The network.
+
+
+@fault("cut between them", "student hosts", takes="network")
+def _(run: Subject) -> None:
+    with cables(run).cut_between(), new_fault(run):
+        pass
+
+
+@fault("cut off for a while", "student host", takes="network")
+def _(run: Subject) -> None:
+    with cables(run).cut_off(1):
+        time.sleep(A_WHILE_S)
+
+
+@fault("cut off for good", "slice", takes="network")
+def _(run: Subject) -> None:
+    with cables(run).cut_off(1), new_fault(run):
+        wait_until(lambda: run.world.node(1) is None)
+        run.world.cluster.lose_slice(1)
+    run.world.add_slice(1)
+
+
+# Data at rest.
+
+
+@fault("a bit flipped", "newest checkpoint")
+def _(run: Subject) -> None:
+    with run.before_a_restart():
+        path = run.newest_files("params/**/d/*")[0]
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+@fault("cut off", "newest checkpoint")
+def _(run: Subject) -> None:
+    with run.before_a_restart():
+        path = run.newest_files("params/**/d/*")[0]
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+@fault("half of it zeros", "newest checkpoint")
+def _(run: Subject) -> None:
+    with run.before_a_restart():
+        path = run.newest_files("params/**/d/*")[0]
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+
+
+@fault("a file lost", "newest checkpoint")
+def _(run: Subject) -> None:
+    with run.before_a_restart():
+        run.newest_files("params/**/d/*")[0].unlink()
+
+
+@fault("a bit flipped", "stored targets")
+def _(run: Subject) -> None:
+    with run.before_a_restart():
+        for path in (run.world.storage / "targets").rglob("*.zip"):
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+
+
+# Storage.
+
+
+@fault("away", "storage")
+def _(run: Subject) -> None:
+    with replaced_by_a_file(Path(run.folder.url)):
+        time.sleep(A_WHILE_S)
+
+
+@fault("refused", "folder of checkpoints")
+def _(run: Subject) -> None:
+    with replaced_by_a_file(Path(run.folder.url, "checkpoints")):
+        time.sleep(A_WHILE_S)
+
+
+@fault("refused", "folder of the record")
+def _(run: Subject) -> None:
+    with replaced_by_a_file(Path(run.folder.url, "record")):
+        time.sleep(A_WHILE_S)
+
+
+@fault("full", "storage", takes="disk")
+def _(run: Subject) -> None:
+    with drive(run).full():
+        time.sleep(A_WHILE_S)
+
+
+@fault("read-only", "storage", takes="disk")
+def _(run: Subject) -> None:
+    with drive(run).read_only():
+        time.sleep(A_WHILE_S)
+
+
+@fault("does not answer", "storage", takes="disk")
+def _(run: Subject) -> None:
+    with drive(run).still():
+        time.sleep(A_WHILE_S)
+
+
+@fault("slow", "storage", takes="disk")
+def _(run: Subject) -> None:
+    with drive(run).slow(still_s=0.5, pause_s=0.1):
+        time.sleep(2 * A_WHILE_S)
+
+
+# Around it.
+
+
+@fault("an hour ahead", "clock")
+def _(run: Subject) -> None:
+    run.world.set_clock(_AN_HOUR_S)
+
+
+@fault("an hour back", "clock")
+def _(run: Subject) -> None:
+    run.world.set_clock(-_AN_HOUR_S)
+
+
+@fault("away", "W&B")
+def _(run: Subject) -> None:
+    # It has been from the beginning.
+    assert run.processes("_Mirror") and run.folder.tracking()["step"] == 0
+
+
+@contextlib.contextmanager
+def new_fault(run: Subject) -> Iterator[None]:
+    """Waits for the end of an attempt."""
+    before = len(run.faults())
+    yield
+    wait_until(lambda: len(run.faults()) > before)
+
+
+@contextlib.contextmanager
+def replaced_by_a_file(folder: Path) -> Iterator[None]:
+    break_storage(folder)
+    try:
+        yield
+    finally:
+        mend_storage(folder)
+
+
+def cables(run: Subject) -> Network:
+    assert run.world.network is not None
+    return run.world.network
+
+
+def drive(run: Subject) -> Disk:
+    assert run.world.disk is not None
+    return run.world.disk

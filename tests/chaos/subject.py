@@ -1,0 +1,137 @@
+"""A run that is disturbed, and what has to hold of it in the end."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from configs.load import parse_run
+from orchestrator import catalogue
+from orchestrator.history import read_events, read_steps
+from orchestrator.launch import create_run, start_controller
+from tests.chaos.world import World
+from tests.runs import tiny_values
+from tests.same_run import assert_same_run
+from workers.checkpoint import checkpoint_url
+from workers.snapshot_keeper import NAMESPACE, keepers
+
+MORE_STEPS = 5
+_ENDLESS = 10**6
+_WITHIN_S = 300.0
+
+
+class Subject:
+    """A run in a world, and the ways to reach what belongs to it."""
+
+    def __init__(self, world: World, name: str, steps: int = _ENDLESS):
+        self.world = world
+        values = tiny_values(world.storage, name) | {
+            "steps": steps,
+            "optimizer": {"final_lr_ratio": 1.0},
+            "objective": {"kind": "distill"},
+            "teacher": {
+                "checkpoint": "teacher",
+                "replicas": 2,
+                "rows_per_batch": 4,
+                "cpus_per_replica": 0,
+                "answer_within_s": 5.0,
+            },
+            "mesh": {"fsdp": 2, "model": 2},
+            "cluster": {"accelerator": "v4", "topology": "2x2x1", "num_slices": 2},
+            "checkpoint": {"every_steps": 20, "snapshot_every_steps": 1, "keep_latest": 4},
+            "faults": dict.fromkeys(("host_died", "host_hung", "driver_died", "unknown"), 100),
+            "watchdog": {"step_at_least_s": 10.0, "step_times": 2.0},
+            "tracking": {"wandb": "online"},
+        }
+        self.folder = create_run(parse_run(values, "chaos"))
+        start_controller(self.folder, world.cluster.address)
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.identity()["run_id"]
+
+    def status(self) -> dict[str, Any]:
+        return self.folder.status() or {}
+
+    def step(self) -> int:
+        return self.status().get("step") or 0
+
+    def goes_on(self) -> None:
+        step = self.step()
+        wait_until(lambda: self.step() >= step + MORE_STEPS)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in read_events(self.folder.url) if event["event"] == name]
+
+    def faults(self) -> list[str]:
+        """Kinds of those that ended an attempt."""
+        return [event["kind"] for event in self.events("attempt_failed")]
+
+    def process(self, event: str) -> psutil.Process:
+        """The one that said an event last."""
+        return psutil.Process(self.events(event)[-1]["pid"])
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Of actors, among those that this cluster has started."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith(f"ray::{title}"):
+                    found.append(process)
+        return found
+
+    def newest_files(self, pattern: str) -> list[Path]:
+        """Files of the newest checkpoint, the largest first."""
+        step = catalogue.committed_steps(self.folder.url)[-1]
+        files = Path(checkpoint_url(self.folder.url, step)).rglob(pattern)
+        return sorted(files, key=lambda path: -path.stat().st_size)
+
+    def drop_keepers(self) -> None:
+        for name in keepers(self.run_id):
+            ray.kill(ray.get_actor(name, NAMESPACE))
+
+    @contextlib.contextmanager
+    def before_a_restart(self) -> Iterator[None]:
+        """What is done in the block is met by an attempt that has only storage to start from."""
+        wait_until(lambda: len(catalogue.committed_steps(self.folder.url)) >= 2)
+        host = self.process("host_ready")
+        host.suspend()
+        self.drop_keepers()
+        yield
+        host.kill()
+
+    def stop(self) -> None:
+        """Ends the run, and sees that nothing of it is left."""
+        run_id = self.run_id
+        pids = {e["pid"] for e in read_events(self.folder.url) if "pid" in e}
+        self.folder.send({"kind": "stop"})
+        self.finish()
+        assert keepers(run_id) == []
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+        actors: Any = ray.util.list_named_actors(all_namespaces=True)
+        assert not [actor["name"] for actor in actors if run_id in actor["name"]]
+        assert not Path(tempfile.gettempdir(), f"stillhouse-train-{run_id}").exists()
+
+    def finish(self) -> None:
+        wait_until(lambda: self.folder.lease() is None and "state" in self.status())
+        assert self.status()["state"] in ("stopped", "finished"), self.status()
+
+    def compare(self) -> None:
+        """With a run of the same length that nothing happens to."""
+        num_steps = len(read_steps(self.folder.url))
+        undisturbed = Subject(self.world, "undisturbed", num_steps)
+        undisturbed.finish()
+        assert undisturbed.faults() == []
+        assert_same_run(self.folder, undisturbed.folder)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline, "the run did not get there"
+        time.sleep(0.1)

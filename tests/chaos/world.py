@@ -1,0 +1,97 @@
+"""What a run of the chaos stands on: a simulated cluster, its network, disk and clock."""
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+from orchestrator.cluster import SimulatedCluster, simulated_cluster
+from orchestrator.launch import connect
+from tests.chaos import disk, network
+from tests.chaos.disk import Disk
+from tests.chaos.network import Network
+
+NUM_SLICES = 2
+_CLOCKS = Path(__file__).parent / "clock"
+_JOIN_WITHIN_S = 60.0
+
+
+class World:
+    """Two slices of one machine each.
+
+    Attributes:
+        storage: a folder on the disk.
+        disk: None where this process may not make one.
+        network: None where this process may not make one.
+    """
+
+    def __init__(
+        self,
+        cluster: SimulatedCluster,
+        storage: Path,
+        disk: Disk | None,
+        network: Network | None,
+        clock: Path,
+    ):
+        self.cluster, self.storage = cluster, storage
+        self.disk, self.network, self._clock = disk, network, clock
+
+    def add_slice(self, index: int) -> None:
+        """Has a slice join, and waits until it has."""
+        if self.network is None:
+            self.cluster.add_slice(index)
+        else:
+            with self.network.inside(index) as address:
+                self.cluster.add_slice(index, node_ip_address=address)
+        deadline = time.monotonic() + _JOIN_WITHIN_S
+        while self.node(index) is None:
+            assert time.monotonic() < deadline, f"slice-{index} did not join"
+            time.sleep(0.2)
+
+    def node(self, index: int) -> str | None:
+        """What Ray calls the machine of a slice; None while it is not there."""
+        for node in ray.nodes():
+            name = node.get("Labels", {}).get("ray.io/tpu-slice-name")
+            if node["Alive"] and name == f"slice-{index}":
+                return node["NodeID"]
+        return None
+
+    def set_clock(self, ahead_s: float) -> None:
+        """Shifts the wall clock of every process of the cluster."""
+        self._clock.write_text(str(ahead_s))
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """Makes one below a temporary folder, and takes all of it away."""
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sh-chaos-")))
+        storage = scratch / "storage"
+        made_disk = stack.enter_context(disk.disk(storage)) if disk.is_possible() else None
+        storage.mkdir(exist_ok=True)
+        made_network = None
+        if network.is_possible():
+            made_network = stack.enter_context(network.network(NUM_SLICES))
+        os.environ |= {
+            "STILLHOUSE_CLOCK_SHIFT": str(scratch / "clock"),
+            "PYTHONPATH": os.pathsep.join(
+                [str(_CLOCKS), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
+            # The head comes back as it was.
+            "RAY_gcs_storage": "rocksdb",
+            "RAY_gcs_storage_path": str(scratch / "gcs"),
+            # Nobody is there.
+            "WANDB_BASE_URL": "http://127.0.0.1:9",
+            "WANDB_API_KEY": "0" * 40,
+        }
+        os.environ.pop("WANDB_MODE", None)
+        cluster = stack.enter_context(simulated_cluster(0, "2x2x1", "v4"))
+        connect(cluster.address)
+        made = World(cluster, storage, made_disk, made_network, scratch / "clock")
+        for index in range(NUM_SLICES):
+            made.add_slice(index)
+        yield made
