@@ -68,9 +68,8 @@ class Disk:
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:
         """Writing is an error; it begins once no file is open for it."""
-        while subprocess.run(
-            ["mount", "-o", "remount,ro", self.path], capture_output=True
-        ).returncode:
+        remount = ["mount", "-o", "remount,ro", str(self.path)]
+        while subprocess.run(remount, capture_output=True).returncode:
             pass
         try:
             yield

@@ -210,7 +210,7 @@ def _(run: Subject) -> None:
 @fault("a bit flipped", "stored targets")
 def _(run: Subject) -> None:
     with run.before_a_restart():
-        for path in (run.world.storage / "targets").rglob("*.zip"):
+        for path in (run.world.storage / "targets").rglob("*.npz"):
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             path.write_bytes(content)

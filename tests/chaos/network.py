@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+from ray.util import get_node_ip_address
+
 _NEW_NET, _NEW_HOSTNAME = 0x40000000, 0x04000000
 _BRIDGE, _SUBNET = "shbr0", "10.77.0"
 
@@ -84,7 +86,8 @@ def network(num_machines: int) -> Iterator[Network]:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip("-n", name, "link", "set", device, "up")
-            _ip("-n", name, "route", "add", "default", "via", f"{_SUBNET}.1")
+            # Nothing else is to be reached: what asks for a name would wait long for no answer.
+            _ip("-n", name, "route", "add", get_node_ip_address(), "via", f"{_SUBNET}.1")
         yield made
 
 
