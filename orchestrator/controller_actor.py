@@ -19,6 +19,7 @@ from configs.run import RunConfig
 from configs.topology import slice_topology
 from orchestrator import catalogue, run_state
 from orchestrator.controller import Controller
+from orchestrator.fault_policy import LONGEST_PAUSE_S
 from orchestrator.history import read_events
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import LEASE_RENEWAL_S, RunFolder
@@ -59,6 +60,7 @@ class ControllerActor:
         self._looked_at_s = self._renewed_at_s = 0.0
         self._pool = make_pool(spec, self._config, self._events.say)
         self._tracking = TrackingPart(self._folder.url, self._config, spec)
+        self._clock_ahead_s = time.time() - time.monotonic()
         self._machine = Controller(self._config, self._load_snapshot())
         self._remembered: Snapshot | None = None
         self._heard: list[run_state.Event] = []
@@ -88,14 +90,24 @@ class ControllerActor:
         """The run's state."""
         return self._machine.snapshot.state.value
 
+    def _now_s(self) -> float:
+        """The wall clock as it was at the start of this life, and what has passed since.
+
+        A wall clock that is set back would have nothing happen until it has caught up.
+        """
+        return self._clock_ahead_s + time.monotonic()
+
     # Start and restart.
 
     def _load_snapshot(self) -> Snapshot:
         values = self._folder.snapshot()
         if values is None:
             return Snapshot(teachers=self._spec.replicas)
-        # Whatever was under way with an evaluator went down with the last life.
-        return Snapshot.from_json({**values, "evaluating": None})
+        # Whatever was under way with an evaluator went down with the last life, and no pause is
+        # longer than the longest, wherever the clock was set meanwhile.
+        latest_s = self._now_s() + LONGEST_PAUSE_S
+        dues = {name: min(values[name], latest_s) for name in ("relaunch_at_s", "kill_at_s")}
+        return Snapshot.from_json({**values, **dues, "evaluating": None})
 
     def _take_up(self) -> None:
         snapshot = self._machine.snapshot
@@ -143,7 +155,7 @@ class ControllerActor:
 
     def _turn(self) -> None:
         self._carry_out()  # what storage refused the last time
-        now_s = time.time()
+        now_s = self._now_s()
         self._heard += [run_state.Ticked(), *self._poll()]
         ended = (run_state.AttemptFinished, run_state.AttemptFailed)
         commands: list[tuple[str, dict[str, Any]]] = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from configs.run import FaultConfig
 
 _FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 60.0
+LONGEST_PAUSE_S = 60.0
 
 
 class FaultKind(enum.StrEnum):
@@ -157,7 +157,7 @@ def decide(
         )
     if not num_recent:
         return Relaunch(0)
-    return Relaunch(min(_FIRST_PAUSE_S * 2 ** min(num_recent - 1, 10), _LONGEST_PAUSE_S))
+    return Relaunch(min(_FIRST_PAUSE_S * 2 ** min(num_recent - 1, 10), LONGEST_PAUSE_S))
 
 
 def recent(times_s: Sequence[float], now_s: float, budgets: FaultConfig) -> tuple[float, ...]:

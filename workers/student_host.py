@@ -190,7 +190,7 @@ def train_loop(payload: dict[str, Any]) -> None:
     if heartbeat is not None:
         told = {"signal": heartbeat.signal, "progress": heartbeat.progress}
         hooks = dataclasses.replace(hooks, **told)
-    began = time.time()
+    began = time.perf_counter()
     try:
         with _source(payload["apps"], job, host) as source:
             if job.work == "targets":
@@ -208,5 +208,5 @@ def train_loop(payload: dict[str, Any]) -> None:
         logging.getLogger().removeHandler(handler)
         handler.close()
     if host == 0:
-        result = {**dataclasses.asdict(finish), "seconds": time.time() - began}
+        result = {**dataclasses.asdict(finish), "seconds": time.perf_counter() - began}
         write_json(join(job.run_url, finish_name(job.attempt)), result)
