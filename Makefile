@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	&& echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test check docs clean
+.PHONY: help quickstart test chaos check docs clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -27,6 +27,9 @@ quickstart: $(VENV)/.installed ## text → tokenizer, teacher, distilled student
 
 test: $(VENV)/.installed-dev ## all tests of a change, about half an hour on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+chaos: $(VENV)/.installed-dev ## every fault under one run; its table in docs/reliability.md
+	$(BIN)/python -m tests.chaos --page docs/reliability.md
 
 check: $(VENV)/.installed-dev ## lint, format, types, and which package may import which
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-_SIZE_BYTES = 512 << 20
+_SIZE_BYTES = 2 << 30
 _PART_BYTES = 1 << 20
 
 
