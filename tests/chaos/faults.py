@@ -4,15 +4,17 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
+from ray._private.test_utils import RayletKiller, WorkerKillerActor, get_and_run_resource_killer
 
 from orchestrator.attempt import attempt_name
 from tests.broken_storage import break_storage, mend_storage
 from tests.chaos.disk import Disk
 from tests.chaos.network import Network
 from tests.chaos.subject import Subject, wait_until
+from tests.chaos.world import NUM_SLICES
 from tests.preemption import announce_preemption
 from workers.snapshot_keeper import NAMESPACE
 
@@ -151,6 +153,25 @@ def _(run: Subject) -> None:
     run.world.cluster.restart_head()
 
 
+# What Ray's own tests kill with.
+
+
+@fault("ended by Ray's RayletKiller", "slice")
+def _(run: Subject) -> None:
+    with new_fault(run), rays_killer(RayletKiller, None):
+        pass
+    (lost,) = [index for index in range(NUM_SLICES) if run.world.node(index) is None]
+    run.world.cluster.lose_slice(lost)
+    run.world.add_slice(lost)
+
+
+@fault("killed by Ray's WorkerKillerActor", "whoever is at a task")
+def _(run: Subject) -> None:
+    # It knows itself by another name than it has.
+    with rays_killer(WorkerKillerActor, lambda: lambda task: "Killer" not in task.name):
+        pass
+
+
 # The network.
 
 
@@ -286,6 +307,15 @@ def new_fault(run: Subject) -> Iterator[None]:
     before = len(run.faults())
     yield
     wait_until(lambda: len(run.faults()) > before)
+
+
+@contextlib.contextmanager
+def rays_killer(kind: Any, choose: Any) -> Iterator[None]:
+    """One kill, which is over with the block."""
+    killer = get_and_run_resource_killer(kind, 1, max_to_kill=1, kill_filter_fn=choose)
+    yield
+    assert len(ray.get(killer.get_killed_nodes.remote())) == 1
+    ray.kill(killer)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def world() -> Iterator[World]:
             "WANDB_API_KEY": "0" * 40,
         }
         os.environ.pop("WANDB_MODE", None)
-        cluster = stack.enter_context(simulated_cluster(0, "2x2x1", "v4"))
+        cluster = stack.enter_context(simulated_cluster(0, "2x2x1", "v4", dashboard=True))
         connect(cluster.address)
         made = World(cluster, storage, made_disk, made_network, scratch / "clock")
         for index in range(NUM_SLICES):
