@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 from ray._private.test_utils import RayletKiller, WorkerKillerActor, get_and_run_resource_killer
 
@@ -16,7 +17,7 @@ from tests.chaos.network import Network
 from tests.chaos.subject import Subject, wait_until
 from tests.chaos.world import NUM_SLICES
 from tests.preemption import announce_preemption
-from workers.snapshot_keeper import NAMESPACE
+from workers.snapshot_keeper import NAMESPACE, keepers
 
 A_WHILE_S = 8.0
 _AN_HOUR_S = 3600.0
@@ -228,6 +229,15 @@ def _(run: Subject) -> None:
         run.newest_files("params/**/d/*")[0].unlink()
 
 
+@fault("a bit flipped", "snapshots in memory")
+def _(run: Subject) -> None:
+    host = run.process("host_ready")
+    host.suspend()
+    for name in keepers(run.run_id):
+        ray.get(ray.get_actor(name, NAMESPACE).__ray_call__.remote(flip_snapshots))
+    host.kill()
+
+
 @fault("a bit flipped", "stored targets")
 def _(run: Subject) -> None:
     with run.before_a_restart():
@@ -307,6 +317,13 @@ def new_fault(run: Subject) -> Iterator[None]:
     before = len(run.faults())
     yield
     wait_until(lambda: len(run.faults()) > before)
+
+
+def flip_snapshots(keeper: Any) -> None:
+    """In each piece of each snapshot that a keeper holds."""
+    for held in keeper._held.values():
+        for piece in (piece for each in held for piece in each.pieces):
+            piece.array.reshape(-1).view(np.uint8)[0] ^= 1
 
 
 @contextlib.contextmanager
