@@ -73,8 +73,9 @@ class Subject:
         return [event["kind"] for event in self.events("attempt_failed")]
 
     def process(self, event: str) -> psutil.Process:
-        """The one that said an event last."""
-        return psutil.Process(self.events(event)[-1]["pid"])
+        """One that has said an event and is still there, whatever the clock said then."""
+        pids = [said["pid"] for said in self.events(event)]
+        return psutil.Process(next(pid for pid in reversed(pids) if psutil.pid_exists(pid)))
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Of actors, among those that this cluster has started."""
