@@ -1,4 +1,4 @@
-"""A disk of its own for a run, which can be full, still, slow or read-only. It takes root."""
+"""A disk of its own for a run, which can be full, still, slow or write-protected. It takes root."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ _PART_BYTES = 1 << 20
 
 def is_possible() -> bool:
     """Whether this process may make a disk."""
-    tools = ("mkfs.ext4", "mount", "umount", "fsfreeze")
+    tools = ("mkfs.ext4", "mount", "umount", "fsfreeze", "chattr")
     return os.geteuid() == 0 and all(map(shutil.which, tools))
 
 
@@ -66,15 +66,14 @@ class Disk:
             thread.join()
 
     @contextlib.contextmanager
-    def read_only(self) -> Iterator[None]:
-        """Writing is an error; it begins once no file is open for it."""
-        remount = ["mount", "-o", "remount,ro", str(self.path)]
-        while subprocess.run(remount, capture_output=True).returncode:
-            pass
+    def protected(self) -> Iterator[None]:
+        """Nobody, root included, may add or remove a file; those that are open are written to."""
+        folders = [folder for folder, _, _ in os.walk(self.path)]
+        _run("chattr", "+i", *folders)
         try:
             yield
         finally:
-            _run("mount", "-o", "remount,rw", str(self.path))
+            _run("chattr", "-i", *folders)
 
 
 @contextlib.contextmanager

@@ -274,9 +274,9 @@ def _(run: Subject) -> None:
         time.sleep(A_WHILE_S)
 
 
-@fault("read-only", "storage", takes="disk")
+@fault("write-protected", "storage", takes="disk")
 def _(run: Subject) -> None:
-    with drive(run).read_only():
+    with drive(run).protected():
         time.sleep(A_WHILE_S)
 
 
