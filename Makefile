@@ -26,7 +26,7 @@ quickstart: $(VENV)/.installed ## text → tokenizer, teacher, distilled student
 	$(BIN)/stillhouse run quickstart
 
 test: $(VENV)/.installed-dev ## all tests of a change, about half an hour on 2 cores
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
 
 chaos: $(VENV)/.installed-dev ## every fault under one run; its table in docs/reliability.md
 	$(BIN)/python -m tests.chaos --page docs/reliability.md

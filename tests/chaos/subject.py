@@ -14,6 +14,7 @@ from configs.load import parse_run
 from orchestrator import catalogue
 from orchestrator.history import read_events, read_steps
 from orchestrator.launch import create_run, start_controller
+from orchestrator.ledger import read_ledger
 from tests.chaos.world import World
 from tests.runs import tiny_values
 from tests.same_run import assert_same_run
@@ -117,6 +118,7 @@ class Subject:
         actors: Any = ray.util.list_named_actors(all_namespaces=True)
         assert not [actor["name"] for actor in actors if run_id in actor["name"]]
         assert not Path(tempfile.gettempdir(), f"stillhouse-train-{run_id}").exists()
+        assert read_ledger(self.folder) is not None, "the time is accounted for, by any clock"
 
     def finish(self) -> None:
         wait_until(lambda: self.folder.lease() is None and "state" in self.status())

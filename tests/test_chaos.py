@@ -1,0 +1,32 @@
+"""A part of the chaos: one run, disturbed by a few mechanisms, equals an undisturbed one."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.chaos.faults import FAULTS
+
+pytestmark = pytest.mark.cluster
+
+CHOSEN = (
+    "slice: preempted on notice, and back",
+    "newest checkpoint: a bit flipped",
+    "storage: full",
+    "clock: an hour back",
+    "student host: killed",
+)
+
+
+def test_a_disturbed_run_equals_an_undisturbed_one() -> None:
+    only = [part for name in CHOSEN for part in ("--only", name)]
+    # In a process of its own: it changes the environment of all that it starts.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", *only], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(CHOSEN)} faults" in done.stdout or "it takes root" in done.stdout
+
+
+def test_there_are_faults_of_at_least_twenty_mechanisms() -> None:
+    assert len({fault.mechanism for fault in FAULTS.values()}) >= 20
