@@ -14,7 +14,7 @@ from configs.load import parse_run
 from orchestrator import catalogue
 from orchestrator.history import read_events, read_steps
 from orchestrator.launch import create_run, start_controller
-from orchestrator.ledger import read_ledger
+from orchestrator.report_data import read_ledger
 from tests.chaos.world import World
 from tests.runs import tiny_values
 from tests.same_run import assert_same_run
