@@ -15,7 +15,6 @@ from tests.broken_storage import break_storage, mend_storage
 from tests.chaos.disk import Disk
 from tests.chaos.network import Network
 from tests.chaos.subject import Subject, wait_until
-from tests.chaos.world import NUM_SLICES
 from tests.preemption import announce_preemption
 from workers.snapshot_keeper import NAMESPACE, keepers
 
@@ -161,7 +160,7 @@ def _(run: Subject) -> None:
 def _(run: Subject) -> None:
     with new_fault(run), rays_killer(RayletKiller, None):
         pass
-    (lost,) = [index for index in range(NUM_SLICES) if run.world.node(index) is None]
+    lost = run.world.lost_slice()
     run.world.cluster.lose_slice(lost)
     run.world.add_slice(lost)
 

@@ -60,6 +60,16 @@ class World:
                 return node["NodeID"]
         return None
 
+    def lost_slice(self) -> int:
+        """A slice that is not there, as soon as the head knows it."""
+        deadline = time.monotonic() + _JOIN_WITHIN_S
+        while time.monotonic() < deadline:
+            for index in range(NUM_SLICES):
+                if self.node(index) is None:
+                    return index
+            time.sleep(0.2)
+        raise AssertionError("all slices are there")
+
     def set_clock(self, ahead_s: float) -> None:
         """Shifts the wall clock of every process of the cluster."""
         self._clock.write_text(str(ahead_s))
