@@ -29,6 +29,7 @@ from orchestrator.fault_policy import (
     cause,
     decide,
     recent,
+    snapshots_useless,
 )
 from orchestrator.run_state import (
     TRANSITIONS,
@@ -152,14 +153,14 @@ class Controller:
         if self.snapshot.stop_asked:
             self._end(State.STOPPED, "stopped on request; the students had failed meanwhile")
             return
+        useless = snapshots_useless(kind, failure, self.snapshot.recent, now_s, self._config.faults)
         decision = self._decide(kind, failure.message, now_s)
         if isinstance(decision, GiveUp):
             self._end(State.FAILED, decision.reason)
             return
         if kind is FaultKind.CORRUPT_CHECKPOINT and self.snapshot.resumed_from is not None:
             self._care(quarantine(self.snapshot, self.snapshot.resumed_from, failure.message))
-        if kind in (FaultKind.SNAPSHOT_LOST, FaultKind.ANOMALY):
-            # They are not there any more, or have taken in what is to be left out.
+        if useless:
             self._actions.append(DropSnapshots())
         skip_steps = sorted({*self.snapshot.skip_steps, *failure.skip_steps})
         # Which slices are left is not known yet.

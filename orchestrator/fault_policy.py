@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from configs.run import FaultConfig
 
@@ -76,6 +76,7 @@ HUNG = "AttemptHung"
 PREEMPTED = "PreemptionError"
 """Error type of an attempt that left its machines on notice."""
 
+_DAMAGED = "SnapshotDamagedError"
 _PREEMPTIONS = {PREEMPTED, "NodePreemptedError"}
 _CAPACITY = {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
 _ANOMALIES = {"RollbackError"}
@@ -158,6 +159,24 @@ def decide(
     if not num_recent:
         return Relaunch(0)
     return Relaunch(min(_FIRST_PAUSE_S * 2 ** min(num_recent - 1, 10), LONGEST_PAUSE_S))
+
+
+def snapshots_useless(
+    kind: FaultKind,
+    failure: Failure,
+    recent_s: Mapping[str, Sequence[float]],
+    now_s: float,
+    budgets: FaultConfig,
+) -> bool:
+    """Whether nothing that is in memory outside the gang may be used any more.
+
+    Those that are lost went with their machine, and an older one may be whole; but not for ever.
+    """
+    if kind is FaultKind.SNAPSHOT_LOST:
+        before = recent(recent_s.get(kind.value, ()), now_s, budgets)
+        return _DAMAGED in failure.error_types or bool(before)
+    # They have taken in what is to be left out.
+    return kind is FaultKind.ANOMALY
 
 
 def recent(times_s: Sequence[float], now_s: float, budgets: FaultConfig) -> tuple[float, ...]:

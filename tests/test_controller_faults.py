@@ -200,10 +200,18 @@ def test_damage_to_what_a_run_starts_from_is_the_users_to_mend():
     assert bench.state is State.FAILED and bench.snapshot.steps == (2,)
 
 
-def test_snapshots_that_are_lost_are_not_asked_for_again():
+LOST = Failure(1, ("SnapshotLostError", "RuntimeError"), "gone")
+DAMAGED = Failure(1, ("SnapshotDamagedError", "SnapshotLostError", "RuntimeError"), "changed")
+
+
+@pytest.mark.parametrize("failures", [[DAMAGED], [LOST, LOST]])
+def test_snapshots_that_are_damaged_or_lost_again_are_not_asked_for_any_more(
+    failures: list[Failure],
+):
     bench = Bench()
-    failure = Failure(1, ("SnapshotLostError", "RuntimeError"), "gone")
-    done = bench.feed(Prepared(FACTS), Stepped(1), Committed((2,)), failed(1), failed(2, failure))
-    assert of(DropSnapshots, done) == [DropSnapshots()]
-    assert of(StartAttempt, done)[-1] == StartAttempt(3)
-    assert bench.snapshot.steps == (2,) and not of(Quarantine, done)
+    bench.feed(Prepared(FACTS), Stepped(1), Committed((2,)), failed(1))
+    done = [bench.feed(failed(2 + i, failure)) for i, failure in enumerate(failures)]
+    assert [of(DropSnapshots, each) for each in done[:-1]] == [[]] * (len(done) - 1)
+    assert of(DropSnapshots, done[-1]) == [DropSnapshots()]
+    assert of(StartAttempt, done[-1]) == [StartAttempt(2 + len(failures))]
+    assert bench.snapshot.steps == (2,) and not any(of(Quarantine, each) for each in done)

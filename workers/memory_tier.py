@@ -16,7 +16,11 @@ Bounds = tuple[tuple[int, int], ...]
 
 
 class SnapshotLostError(RuntimeError):
-    """A snapshot that was to be restored is gone, incomplete or damaged."""
+    """A snapshot that was to be restored is gone or incomplete."""
+
+
+class SnapshotDamagedError(SnapshotLostError):
+    """A snapshot that was to be restored is not what was taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +38,9 @@ class Piece:
         return cls(leaf, bounds, array, _digest(array))
 
     def check(self) -> None:
-        """Raises SnapshotLostError unless the bytes are those that were taken."""
+        """Raises SnapshotDamagedError unless the bytes are those that were taken."""
         if _digest(self.array) != self.digest:
-            raise SnapshotLostError(f"The snapshot of {self.leaf} {self.bounds} has changed")
+            raise SnapshotDamagedError(f"The snapshot of {self.leaf} {self.bounds} has changed")
 
 
 def _digest(array: np.ndarray) -> str:
