@@ -13,7 +13,7 @@ CHOSEN = (
     "slice: preempted on notice, and back",
     "newest checkpoint: a bit flipped",
     "storage: full",
-    "clock: an hour back",
+    "clock: an hour behind for a while",
     "student host: killed",
 )
 

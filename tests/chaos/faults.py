@@ -294,14 +294,16 @@ def _(run: Subject) -> None:
 # Around it.
 
 
-@fault("an hour ahead", "clock")
+@fault("an hour ahead for a while", "clock")
 def _(run: Subject) -> None:
-    run.world.set_clock(_AN_HOUR_S)
+    with run.world.clock(ahead_s=_AN_HOUR_S):
+        run.goes_on()
 
 
-@fault("an hour back", "clock")
+@fault("an hour behind for a while", "clock")
 def _(run: Subject) -> None:
-    run.world.set_clock(-_AN_HOUR_S)
+    with run.world.clock(ahead_s=-_AN_HOUR_S):
+        run.goes_on()
 
 
 @fault("away", "W&B")

@@ -35,10 +35,10 @@ class World:
         storage: Path,
         disk: Disk | None,
         network: Network | None,
-        clock: Path,
+        clock_file: Path,
     ):
         self.cluster, self.storage = cluster, storage
-        self.disk, self.network, self._clock = disk, network, clock
+        self.disk, self.network, self._clock = disk, network, clock_file
 
     def add_slice(self, index: int) -> None:
         """Has a slice join, and waits until it has."""
@@ -70,9 +70,14 @@ class World:
             time.sleep(0.2)
         raise AssertionError("all slices are there")
 
-    def set_clock(self, ahead_s: float) -> None:
-        """Shifts the wall clock of every process of the cluster."""
+    @contextlib.contextmanager
+    def clock(self, ahead_s: float) -> Iterator[None]:
+        """The wall clock of every process of the cluster is wrong."""
         self._clock.write_text(str(ahead_s))
+        try:
+            yield
+        finally:
+            self._clock.write_text("0")
 
 
 @contextlib.contextmanager
