@@ -332,7 +332,7 @@ def rays_killer(kind: Any, choose: Any) -> Iterator[None]:
     """One kill, which is over with the block."""
     killer = get_and_run_resource_killer(kind, 1, max_to_kill=1, kill_filter_fn=choose)
     yield
-    assert len(ray.get(killer.get_killed_nodes.remote())) == 1
+    assert len(ray.get(killer.get_killed_nodes.remote(), timeout=60)) == 1
     ray.kill(killer)
 
 
