@@ -24,21 +24,48 @@ from tests.runs import make_teacher, text_folder
 
 
 class Outcome(NamedTuple):
-    """How long a fault kept the run from a new step, and what the controller called it."""
+    """What a fault did to the run."""
 
     fault: Fault
-    recovery_s: float
     told: str
+    """Kinds of those faults that ended an attempt, in the controller's words."""
+    starts: str
+    """From where the attempts after it went on."""
+    num_lost_steps: int
+    recovery_s: float
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        lost = str(self.num_lost_steps) if self.starts else ""
+        fault, seconds = self.fault, f"{self.recovery_s:.0f}"
+        return fault.mechanism, fault.target, self.told or "none", self.starts, lost, seconds
+
+
+COLUMNS = (
+    "what happens",
+    "to",
+    "fault told",
+    "goes on from",
+    "steps made again",
+    "seconds to new steps",
+)
 
 
 def disturb(run: Subject, fault: Fault) -> Outcome:
     """Applies a fault; returns when the run has made new steps."""
     run.goes_on()
-    num_before, began = len(run.faults()), time.monotonic()
+    num_faults, num_starts = len(run.faults()), len(run.starts())
+    num_lost, began = run.num_lost_steps(), time.monotonic()
     fault.apply(run)
     run.goes_on()
     recovery_s = time.monotonic() - began
-    return Outcome(fault, recovery_s, ", ".join(run.faults()[num_before:]) or "none")
+    return Outcome(
+        fault,
+        ", ".join(run.faults()[num_faults:]),
+        ", ".join(run.starts()[num_starts:]),
+        run.num_lost_steps() - num_lost,
+        recovery_s,
+    )
 
 
 def chaos(faults: list[Fault], console: Console) -> list[Outcome]:
@@ -52,8 +79,7 @@ def chaos(faults: list[Fault], console: Console) -> list[Outcome]:
                 console.print(f"{fault.name}: not tried, it takes root to make a {fault.takes}")
                 continue
             outcomes.append(disturb(run, fault))
-            told = outcomes[-1]
-            console.print(f"{fault.name}: {told.recovery_s:.0f} s ({told.told})", highlight=False)
+            console.print(" | ".join(outcomes[-1].row), highlight=False)
         run.stop()
         run.compare()
     return outcomes
@@ -68,19 +94,15 @@ def main(seed: int, only: tuple[str, ...], page: Path | None) -> None:
     console = Console()
     names = list(only) or random.Random(seed).sample(list(FAULTS), len(FAULTS))
     outcomes = chaos([FAULTS[name] for name in names], console)
-    columns = ("what happens", "to", "fault told", "seconds to new steps")
-    rows = [
-        (each.fault.mechanism, each.fault.target, each.told, f"{each.recovery_s:.0f}")
-        for each in outcomes
-    ]
+    rows = [each.row for each in outcomes]
     num_mechanisms = len({each.fault.mechanism for each in outcomes})
     title = f"{len(rows)} faults by {num_mechanisms} mechanisms, in the order of seed {seed}"
-    table = Table(*columns, title=title)
+    table = Table(*COLUMNS, title=title)
     for row in rows:
         table.add_row(*row)
     console.print(table)
     if page is not None:
-        write_table(page, title, [columns, *rows])
+        write_table(page, title, [COLUMNS, *rows])
 
 
 def write_table(page: Path, title: str, rows: list[tuple[str, ...]]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import ray
 
 from configs.load import parse_run
 from orchestrator import catalogue
-from orchestrator.history import read_events, read_steps
+from orchestrator.history import read_attempts, read_events, read_steps
 from orchestrator.launch import create_run, start_controller
 from orchestrator.report_data import read_ledger
 from tests.chaos.world import World
@@ -72,6 +73,20 @@ class Subject:
     def faults(self) -> list[str]:
         """Kinds of those that ended an attempt."""
         return [event["kind"] for event in self.events("attempt_failed")]
+
+    def starts(self) -> list[str]:
+        """From where each attempt that came so far went on."""
+        ready = {e["attempt"]: e for e in self.events("host_ready") if e["host"] == 0}
+        return ["storage" if e["start"] == "resume" else e["start"] for e in ready.values()]
+
+    def num_lost_steps(self) -> int:
+        """Steps in the record that a later attempt made again."""
+        attempts = read_attempts(self.folder.url)
+        return sum(
+            line["step"] > after.start_step
+            for before, after in pairwise(attempts)
+            for line in before.lines
+        )
 
     def process(self, event: str) -> psutil.Process:
         """One that has said an event and is still there, whatever the clock said then."""
