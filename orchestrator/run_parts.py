@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from configs.elastic import on_slices
 from configs.run import RunConfig
@@ -158,9 +158,13 @@ class AttemptPart:
                 return []
             ended, failures = answer(self._outcome)
             self._outcome = None
-        except (RayActorError, ValueError):
+        except ActorUnavailableError:
+            self._outcome = None  # it may be back; if not, the watchdog ends what is left
+            return []
+        except (RayActorError, ValueError) as error:
             ended = True
-            message = "The actor that drives the students is gone"
+            why = next(iter(str(error).splitlines()), "")
+            message = f"The actor that drives the students is gone: {why}"
             failures = (Failure(None, (DRIVER_DIED,), message),)
         if not ended:
             return []
