@@ -17,3 +17,5 @@ def keep_compiled_programs() -> None:
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir()) / "jax"))
+    # The default keeps nothing under a second, and a start compiles many programs of less.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
