@@ -68,6 +68,8 @@ def start_attempt(run_id: str, attempt: int, payload: dict[str, Any], scratch: s
         AttemptDriver,
         *(payload, name, scratch),
         num_cpus=0,
+        # Ray leases what asks for nothing from any machine, and waits for one that has just died.
+        memory=1,
         scheduling_strategy=beside_me(),
         max_restarts=0,
         max_concurrency=16,  # each life of the controller may leave a call behind
