@@ -21,6 +21,7 @@ from orchestrator.checkpoint_care import (
 from orchestrator.elasticity import note_free, slices_to_launch
 from orchestrator.fault_policy import (
     HUNG,
+    MACHINE_FAULTS,
     PREEMPTED,
     Failure,
     FaultKind,
@@ -141,7 +142,7 @@ class Controller:
         if not self._is_alive(event.attempt):
             return
         kind, failure = cause(event.failures)
-        if self.snapshot.leaving and kind is FaultKind.HOST_DIED:
+        if self.snapshot.leaving and kind in MACHINE_FAULTS:
             kind = FaultKind.PREEMPTED  # the machines went before all was saved
         self._say(
             "attempt_failed",
@@ -179,16 +180,11 @@ class Controller:
         self._on_failed(AttemptFailed(event.attempt, (failure,)), now_s)
 
     def _on_noticed(self, event: Noticed, now_s: float) -> None:
-        """Has the gang save and leave; one that has not made a step has nothing to save."""
-        state = self.snapshot.state
-        if not self._is_alive(event.attempt) or self.snapshot.leaving or state is State.STOPPING:
-            return
-        self._set(leaving=True)
-        self._say("preemption_noticed", attempt=event.attempt, machines=list(event.machines))
-        if state is State.STARTING:
-            self._actions.append(KillAttempt(event.attempt))
-            failure = Failure(None, (PREEMPTED,), "its machines are taken away before it trains")
-            self._on_failed(AttemptFailed(event.attempt, (failure,)), now_s)
+        """Has the gang save and leave, after its first step if it has not made one."""
+        now = self.snapshot
+        if self._is_alive(event.attempt) and not now.leaving and now.state is not State.STOPPING:
+            self._set(leaving=True)
+            self._say("preemption_noticed", attempt=event.attempt, machines=list(event.machines))
 
     def _on_committed(self, event: Committed, now_s: float) -> None:
         self._set(steps=event.steps, pinned=event.pinned)
@@ -262,7 +258,7 @@ class Controller:
     def _on_slices_free(self, event: SlicesFree, now_s: float) -> None:
         """Starts the run again when it could have had more slices for a while."""
         self.snapshot, due = note_free(self.snapshot, self._config, event.num, now_s)
-        if due:
+        if due and not self.snapshot.leaving:
             self._actions.append(KillAttempt(self.snapshot.attempt))
             self._set(relaunch_at_s=now_s)
             self._go(State.RECOVERING)

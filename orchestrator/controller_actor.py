@@ -18,7 +18,7 @@ from configs.elastic import on_slices
 from configs.run import RunConfig
 from configs.topology import slice_topology
 from orchestrator import catalogue, run_state
-from orchestrator.controller import Controller
+from orchestrator.controller import STOP_WITHIN_S, Controller
 from orchestrator.fault_policy import LONGEST_PAUSE_S
 from orchestrator.history import read_events
 from orchestrator.launch_spec import LaunchSpec
@@ -40,6 +40,8 @@ from workers.tally import Tally
 TICK_S = 0.2
 LOOK_AT_STORAGE_S = 1.0
 TELL_OF_STORAGE_EVERY_S = 60.0
+NOTICE_S = 600.0
+"""A machine that has longer to live is still worked on."""
 
 _log = logging.getLogger(__name__)
 
@@ -105,8 +107,11 @@ class ControllerActor:
             return Snapshot(teachers=self._spec.replicas)
         # Whatever was under way with an evaluator went down with the last life, and no pause is
         # longer than the longest, wherever the clock was set meanwhile.
-        latest_s = self._now_s() + LONGEST_PAUSE_S
-        dues = {name: min(values[name], latest_s) for name in ("relaunch_at_s", "kill_at_s")}
+        now_s = self._now_s()
+        dues = {
+            "relaunch_at_s": min(values["relaunch_at_s"], now_s + LONGEST_PAUSE_S),
+            "kill_at_s": min(values["kill_at_s"], now_s + STOP_WITHIN_S),
+        }
         return Snapshot.from_json({**values, **dues, "evaluating": None})
 
     def _take_up(self) -> None:
@@ -165,8 +170,8 @@ class ControllerActor:
             check_epoch(self._folder.url, self._epoch)
             commands = self._folder.commands()
             found = [_event_of(command) for _, command in commands]
-            here = [*self._look_for_steps(), *self._look_for_slices(), *self._look_for_notice()]
-            self._heard = [*here, *found, *self._heard]
+            here = [*self._look_for_steps(), *self._look_for_slices()]
+            self._heard = [*here, *found, *self._heard, *self._look_for_notice()]
             self._looked_at_s = now_s
         while self._heard:
             self._actions += self._machine.on(self._heard.pop(0), now_s)
@@ -230,11 +235,14 @@ class ControllerActor:
 
     def _look_for_notice(self) -> list[run_state.Event]:
         now = self._machine.snapshot
-        if now.state not in (State.STARTING, State.TRAINING) or not (nodes := draining_nodes()):
+        if now.leaving or now.state not in (State.STARTING, State.TRAINING):
             return []
-        told = read_events(self._folder.url)
-        ready = [e for e in told if e["event"] == "host_ready" and e["attempt"] == now.attempt]
-        machines = {event["node"] for event in ready} & nodes
+        nodes = draining_nodes(NOTICE_S)
+        if not nodes:
+            return []
+        told = read_events(self._folder.url, writers=f"-a{now.attempt:04d}")
+        ready = [event for event in told if event["event"] == "host_ready"]
+        machines = nodes.intersection(event.get("node", "") for event in ready)
         return [run_state.Noticed(now.attempt, tuple(sorted(machines)))] if machines else []
 
     def _carry_out(self) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from configs.run import FaultConfig
 
 _FIRST_PAUSE_S = 1.0
+# By then all machines of a slice that goes are known to go.
+_AFTER_NOTICE_S = 5.0
 LONGEST_PAUSE_S = 60.0
 
 
@@ -54,7 +56,15 @@ class GiveUp:
 
 
 UNBOUNDED = {FaultKind.CORRUPT_CHECKPOINT, FaultKind.SNAPSHOT_LOST}
-"""Each time there is less to start from, so that they come to an end by themselves."""
+"""There is less to start from each time, or the next time, so that they come to an end."""
+
+MACHINE_FAULTS = {
+    FaultKind.HOST_DIED,
+    FaultKind.HOST_HUNG,
+    FaultKind.DRIVER_DIED,
+    FaultKind.UNKNOWN,
+}
+"""What the loss of a machine may look like."""
 
 # What a host reports when it is another host that died: never the cause itself.
 _ECHOES = {"JaxRuntimeError", "XlaRuntimeError"}
@@ -109,6 +119,7 @@ _ORDER = [
     ({DRIVER_DIED}, FaultKind.DRIVER_DIED),
     ({HUNG}, FaultKind.HOST_HUNG),
     ({"CorruptOwnCheckpointError"}, FaultKind.CORRUPT_CHECKPOINT),
+    ({_DAMAGED}, FaultKind.SNAPSHOT_LOST),
     ({"SnapshotLostError"}, FaultKind.SNAPSHOT_LOST),
     (_PREEMPTIONS, FaultKind.PREEMPTED),
     (_USER, FaultKind.USER_ERROR),
@@ -156,6 +167,8 @@ def decide(
             f"{kind.value} happened {times} within {budgets.forget_after_s:g} s, and "
             f"faults.{kind.value} allows {budget}; the last one: {message}"
         )
+    if kind is FaultKind.PREEMPTED:
+        return Relaunch(_AFTER_NOTICE_S)
     if not num_recent:
         return Relaunch(0)
     return Relaunch(min(_FIRST_PAUSE_S * 2 ** min(num_recent - 1, 10), LONGEST_PAUSE_S))
@@ -170,7 +183,8 @@ def snapshots_useless(
 ) -> bool:
     """Whether nothing that is in memory outside the gang may be used any more.
 
-    Those that are lost went with their machine, and an older one may be whole; but not for ever.
+    One that is lost went with its machine, and another may be whole; the second loss within
+    `faults.forget_after_s` ends that hope.
     """
     if kind is FaultKind.SNAPSHOT_LOST:
         before = recent(recent_s.get(kind.value, ()), now_s, budgets)

@@ -180,6 +180,8 @@ def _note(attempt: _Attempt, event: Line) -> None:
         attempt.ready_s = time_s
     elif name == "attempt_failed":
         attempt.left_s, attempt.after_last_step = time_s, Category.DETECT
+        if event.get("kind") == "preempted":  # the last checkpoint, most often
+            attempt.after_last_step = Category.ENDING
     elif name == "attempt_ended":
         attempt.left_s, attempt.after_last_step = time_s, Category.ENDING
 

@@ -101,9 +101,13 @@ class Tail:
         return lines
 
 
-def read_events(run_url: str) -> list[Line]:
-    """What happened, in the order of time."""
-    lines = [line for _, lines in _segments(run_url, EVENTS) for line in lines]
+def read_events(run_url: str, writers: str = "") -> list[Line]:
+    """What happened, in the order of time.
+
+    Args:
+        writers: only those with this in their names are read.
+    """
+    lines = [line for _, lines in _segments(run_url, EVENTS, writers) for line in lines]
     return sorted(lines, key=lambda line: (line["time_s"], line["who"], line["order"]))
 
 
@@ -121,9 +125,9 @@ def _together(line: Line, other: Line) -> Line:
     return {**line, "stall_s": stall_s, **({"targets": joined(targets)} if targets else {})}
 
 
-def _segments(run_url: str, folder: str) -> Iterator[tuple[str, list[Line]]]:
+def _segments(run_url: str, folder: str, writers: str = "") -> Iterator[tuple[str, list[Line]]]:
     url = join(run_url, folder)
     for name in list_names(url):
-        if name.endswith(".jsonl"):
-            writer = name.removesuffix(".jsonl").rpartition("-")[0]
+        writer = name.removesuffix(".jsonl").rpartition("-")[0]
+        if name.endswith(".jsonl") and writers in writer:
             yield writer, read_segment(join(url, name))

@@ -1,5 +1,7 @@
 """Which TPU slices of a cluster nobody uses."""
 
+import math
+import time
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
@@ -47,6 +49,9 @@ def num_free_slices(shape: Topology) -> int:
     return len(free_slices(ray.nodes(), available, draining_nodes(), shape))
 
 
-def draining_nodes() -> set[str]:
-    """Nodes of the connected cluster that are to be taken away: preempted, or scaled down."""
-    return set(state.get_draining_nodes())
+def draining_nodes(within_s: float = math.inf) -> set[str]:
+    """Nodes of the connected cluster that are to be taken away, and of those that say when (most
+    do) the ones that go within `within_s`."""
+    latest_ms = 1e3 * (time.time() + within_s)
+    deadlines_ms: Any = state.get_draining_nodes()
+    return {node for node, deadline_ms in deadlines_ms.items() if deadline_ms <= latest_ms}

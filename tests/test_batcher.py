@@ -135,8 +135,9 @@ def test_rows_of_one_who_has_gone_are_not_scored():
         scorer.may_go.set()
         assert found(await answer(pool, request_of([7]))) == [7]
         assert sum(map(len, scorer.batches)) < 20
-        while pool.stuck_s:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(LONG_S):
+            while pool.stuck_s:
+                await asyncio.sleep(0)
 
     asyncio.run(run())
 

@@ -75,7 +75,7 @@ class World:
         thread = lambda **options: Part("thread", [])  # noqa: E731
         monkeypatch.setattr(controller_actor.threading, "Thread", thread)
         self.draining: set[str] = set()
-        monkeypatch.setattr(controller_actor, "draining_nodes", lambda: self.draining)
+        monkeypatch.setattr(controller_actor, "draining_nodes", lambda within_s: self.draining)
         monkeypatch.setattr(controller_actor, "LogSegments", lambda *args: logging.NullHandler())
         values = tiny_values(storage, "run") | {"objective": {"kind": "distill"}}
         values["teacher"] = {
@@ -289,10 +289,10 @@ def test_an_attempt_that_hangs_is_ended_with_a_word_on_its_hosts(world: World):
 
 def test_a_gang_is_told_to_leave_only_if_it_is_on_a_machine_that_goes(world: World):
     actor = world.life(state=State.TRAINING, attempt=2, teachers=2, facts=FACTS)
-    events = EventWriter(world.folder.url, "student")
     for attempt, node in [(1, "old"), (2, "a"), (2, "b")]:
+        events = EventWriter(world.folder.url, f"student-a{attempt:04d}-h{node}")
         events.say("host_ready", attempt=attempt, node=node)
-    events.close()
+        events.close()
     world.draining = {"old", "elsewhere"}
     world.turn(actor)
     assert actor.heartbeat(2, {"step": 7}, Tally(), STEP) == 0

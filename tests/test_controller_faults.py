@@ -23,6 +23,7 @@ from orchestrator.run_state import (
 )
 from tests.controller_bench import (
     FACTS,
+    HOST_DIED,
     LOST_DRIVER,
     TO,
     USER_ERROR,
@@ -63,27 +64,36 @@ def test_on_notice_the_gang_saves_and_leaves_and_the_next_one_starts():
     assert len(said("preemption_noticed", done)) == 1
     assert bench.snapshot.leaving and bench.state is State.TRAINING
     assert round_trip(bench.snapshot) == bench.snapshot
-    done = bench.feed(Committed((4,)), finished(1, stopped=True))
-    assert of(StartAttempt, done) == [StartAttempt(2)]
+    done = bench.feed(Committed((4,)), finished(1, stopped=True), at_s=1000)
     assert [told["kind"] for told in said("attempt_failed", done)] == ["preempted"]
+    # The other machines of its slice are told by then.
+    assert not of(StartAttempt, bench.feed(Ticked(), at_s=1004.9))
+    assert of(StartAttempt, bench.feed(Ticked(), at_s=1005)) == [StartAttempt(2)]
     assert bench.snapshot.used == {"preempted": 1} and not bench.snapshot.leaving
 
 
-def test_machines_that_go_before_all_is_saved_were_preempted_all_the_same():
+@pytest.mark.parametrize("how", [HOST_DIED, LOST_DRIVER, Failure(None, (), "nobody knows")])
+def test_machines_that_go_before_all_is_saved_were_preempted_all_the_same(how: Failure):
     bench = Bench()
-    bench.feed(Prepared(FACTS), Stepped(1), Noticed(1, ("node",)))
-    assert of(StartAttempt, bench.feed(failed(1))) == [StartAttempt(2)]
+    bench.feed(Prepared(FACTS), Stepped(1), Noticed(1, ("node",)), failed(1, how))
+    assert of(StartAttempt, bench.feed(Ticked(), at_s=1005)) == [StartAttempt(2)]
     assert bench.snapshot.used == {"preempted": 1}
     # What the first one was told does not hold for the next.
     bench.feed(Stepped(2), failed(2))
     assert bench.snapshot.used == {"preempted": 1, "host_died": 1}
 
 
-def test_a_gang_that_has_made_no_step_leaves_at_once():
+def test_an_error_of_the_users_own_is_one_on_a_machine_that_goes_too():
+    bench = Bench()
+    bench.feed(Prepared(FACTS), Stepped(1), Noticed(1, ("node",)), failed(1, USER_ERROR))
+    assert bench.state is State.FAILED
+
+
+def test_a_gang_that_starts_makes_a_step_before_it_leaves_and_one_that_stops_just_stops():
     bench = Bench()
     bench.feed(Prepared(FACTS))
-    done = bench.feed(Noticed(1, ("node",)))
-    assert of(KillAttempt, done) == [KillAttempt(1)] and of(StartAttempt, done) == [StartAttempt(2)]
+    assert not of(KillAttempt, bench.feed(Noticed(1, ("node",)), Stepped(1)))
+    assert bench.snapshot.leaving and bench.state is State.TRAINING
     bench = Bench()
     bench.feed(*TO[State.STOPPING])
     assert bench.feed(Noticed(1, ("node",))) == []

@@ -232,11 +232,8 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.alive == self.attempts
         elif isinstance(action, KillAttempt):
             assert action.attempt == self.alive
-            if self.state is State.STOPPING:
-                self.killed = True
-            else:
-                assert self.state is State.STARTING, "on notice, with nothing to save"
-                self.alive = None
+            assert self.state is State.STOPPING
+            self.killed = True
         elif isinstance(action, SetTeachers):
             assert action.replicas == self.controller.snapshot.teachers
         elif isinstance(action, Evaluate):

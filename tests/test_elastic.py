@@ -12,6 +12,7 @@ from configs.elastic import on_slices, possible_slices
 from configs.topology import slice_topology
 from orchestrator.run_state import (
     KillAttempt,
+    Noticed,
     Prepared,
     SlicesFree,
     StartAttempt,
@@ -96,6 +97,15 @@ def test_a_run_grows_back_when_slices_stay():
     assert bench.state is State.RECOVERING and not of(StartAttempt, done)
     assert of(StartAttempt, bench.feed(SlicesFree(4), at_s=1155)) == [StartAttempt(3, 4)]
     assert "unknown" not in bench.snapshot.used, "to grow is no fault"
+
+
+def test_a_gang_that_saves_on_notice_is_not_ended_to_grow():
+    bench = Bench(elastic())
+    bench.feed(Prepared(FACTS), Stepped(1), failed(1), SlicesFree(2), at_s=100)
+    bench.feed(Ticked(), at_s=160)
+    bench.feed(Stepped(2), SlicesFree(2), Noticed(2, ("node",)), at_s=161)
+    assert not of(KillAttempt, bench.feed(SlicesFree(2), at_s=1000))
+    assert bench.state is State.TRAINING
 
 
 def nodes(slices: Iterable[str], alive: bool = True) -> list[dict[str, Any]]:

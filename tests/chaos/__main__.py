@@ -8,6 +8,8 @@ with a run of the same length that nothing happened to, and nothing of it may be
 
 import os
 import random
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +78,7 @@ def chaos(faults: list[Fault], console: Console) -> list[Outcome]:
         run = Subject(made, "disturbed")
         for fault in faults:
             if fault.takes and getattr(made, fault.takes) is None:
-                console.print(f"{fault.name}: not tried, it takes root to make a {fault.takes}")
+                console.print(f"{fault.name}: not tried, this process may not make a {fault.takes}")
                 continue
             outcomes.append(disturb(run, fault))
             console.print(" | ".join(outcomes[-1].row), highlight=False)
@@ -91,6 +93,8 @@ def chaos(faults: list[Fault], console: Console) -> list[Outcome]:
 @click.option("--page", type=click.Path(path_type=Path, dir_okay=False), help="Writes the table.")
 def main(seed: int, only: tuple[str, ...], page: Path | None) -> None:
     os.environ |= cpu_devices(8)  # JAX has read nothing yet
+    # What was made is taken away whatever ends this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     console = Console()
     names = list(only) or random.Random(seed).sample(list(FAULTS), len(FAULTS))
     outcomes = chaos([FAULTS[name] for name in names], console)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -10,12 +9,6 @@ from pathlib import Path
 
 _SIZE_BYTES = 2 << 30
 _PART_BYTES = 1 << 20
-
-
-def is_possible() -> bool:
-    """Whether this process may make a disk."""
-    tools = ("mkfs.ext4", "mount", "umount", "fsfreeze", "chattr")
-    return os.geteuid() == 0 and all(map(shutil.which, tools))
 
 
 class Disk:
@@ -78,7 +71,11 @@ class Disk:
 
 @contextlib.contextmanager
 def disk(path: Path) -> Iterator[Disk]:
-    """Mounts a disk at `path`, which is a file of its folder, and takes it away."""
+    """Mounts a disk at `path`, which is a file of its folder, and takes it away.
+
+    Raises:
+        OSError, CalledProcessError: this process may not.
+    """
     image = path.with_suffix(".image")
     with image.open("wb") as file:
         file.truncate(_SIZE_BYTES)

@@ -296,14 +296,12 @@ def _(run: Subject) -> None:
 
 @fault("an hour ahead for a while", "clock")
 def _(run: Subject) -> None:
-    with run.world.clock(ahead_s=_AN_HOUR_S):
-        run.goes_on()
+    wrong_clock(run, _AN_HOUR_S)
 
 
 @fault("an hour behind for a while", "clock")
 def _(run: Subject) -> None:
-    with run.world.clock(ahead_s=-_AN_HOUR_S):
-        run.goes_on()
+    wrong_clock(run, -_AN_HOUR_S)
 
 
 @fault("away", "W&B")
@@ -318,6 +316,13 @@ def new_fault(run: Subject) -> Iterator[None]:
     before = len(run.faults())
     yield
     wait_until(lambda: len(run.faults()) > before)
+
+
+def wrong_clock(run: Subject, ahead_s: float) -> None:
+    with run.world.clock(ahead_s):
+        run.goes_on()
+        assert abs(run.status()["time_s"] - time.time() - ahead_s) < _AN_HOUR_S / 2
+        run.goes_on()
 
 
 def flip_snapshots(keeper: Any) -> None:

@@ -6,19 +6,13 @@ Network namespaces behind one bridge (ip-netns(8), bridge(8)); it takes root and
 import contextlib
 import ctypes
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 
 from ray.util import get_node_ip_address
 
 _NEW_NET, _NEW_HOSTNAME = 0x40000000, 0x04000000
-_BRIDGE, _SUBNET = "shbr0", "10.77.0"
-
-
-def is_possible() -> bool:
-    """Whether this process may make networks."""
-    return os.geteuid() == 0 and shutil.which("ip") is not None
+_SUBNET = "10.77.0"
 
 
 class Network:
@@ -70,19 +64,24 @@ class Network:
 
 @contextlib.contextmanager
 def network(num_machines: int) -> Iterator[Network]:
-    """Makes a network, and takes it away."""
+    """Makes a network, and takes it away.
+
+    Raises:
+        OSError, CalledProcessError: this process may not.
+    """
     made = Network(num_machines)
     with contextlib.ExitStack() as stack:
-        _ip("link", "add", _BRIDGE, "type", "bridge")
-        stack.callback(_ip, "link", "del", _BRIDGE)
-        _ip("addr", "add", f"{_SUBNET}.1/24", "dev", _BRIDGE)
-        _ip("link", "set", _BRIDGE, "up")
+        bridge = f"shb{os.getpid()}"
+        _ip("link", "add", bridge, "type", "bridge")
+        stack.callback(_ip, "link", "del", bridge)
+        _ip("addr", "add", f"{_SUBNET}.1/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
         for number, address in enumerate(made.addresses):
             name = _name(number)
             _ip("netns", "add", name)
             stack.callback(_ip, "netns", "del", name)
             _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("link", "set", name, "master", _BRIDGE, "up")
+            _ip("link", "set", name, "master", bridge, "up")
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip("-n", name, "link", "set", device, "up")
@@ -92,7 +91,7 @@ def network(num_machines: int) -> Iterator[Network]:
 
 
 def _name(number: int) -> str:
-    return f"shhost{number}"
+    return f"sh{number}x{os.getpid()}"
 
 
 def _ip(*arguments: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray.util import placement_group_table
 
 from configs.load import parse_run
 from orchestrator import catalogue
@@ -132,6 +133,8 @@ class Subject:
         wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
         actors: Any = ray.util.list_named_actors(all_namespaces=True)
         assert not [actor["name"] for actor in actors if run_id in actor["name"]]
+        # The run is alone on its cluster.
+        wait_until(lambda: {e["state"] for e in placement_group_table().values()} <= {"REMOVED"})
         assert not Path(tempfile.gettempdir(), f"stillhouse-train-{run_id}").exists()
         assert read_ledger(self.folder) is not None, "the time is accounted for, by any clock"
 
