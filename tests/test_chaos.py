@@ -12,7 +12,7 @@ pytestmark = pytest.mark.cluster
 CHOSEN = (
     "slice: preempted on notice, and back",
     "newest checkpoint: a bit flipped",
-    "storage: full",
+    "storage: write-protected",
     "clock: an hour behind for a while",
 )
 

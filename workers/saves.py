@@ -19,6 +19,7 @@ from workers.train_step import TrainState, signal_sharding
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 # A checkpoint that cannot be saved is tried again after this part of the usual interval.
 _SOONER = 10
+_TRIAL_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ class Saves:
 
     def _try_to_write(self) -> None:
         if jax.process_index() == 0:
-            write_atomic(join(self._job.run_url, FOLDER, ".writable"), b"")
+            # On a full disk an empty file still finds a place.
+            write_atomic(join(self._job.run_url, FOLDER, ".writable"), bytes(_TRIAL_BYTES))
 
     def _all_manage(self, what: str, step: int | None, work: Callable[[], None]) -> bool:
         """Does what needs storage; whether no host failed."""
