@@ -25,7 +25,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 quickstart: $(VENV)/.installed ## text → tokenizer, teacher, distilled student, control, report
 	$(BIN)/stillhouse run quickstart
 
-test: $(VENV)/.installed-dev ## all tests of a change, about half an hour on 2 cores
+test: $(VENV)/.installed-dev ## all tests of a change, up to three quarters of an hour on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
 
 chaos: $(VENV)/.installed-dev ## every fault under one run; its table in docs/reliability.md

@@ -18,7 +18,7 @@ from orchestrator.cluster import SimulatedCluster, simulated_cluster
 from orchestrator.launch import connect, create_run, start_controller
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
-from tests.distilled_runs import ENDLESS, step_of, wait_until
+from tests.distilled_runs import ENDLESS, distilled_values, step_of, wait_until
 from tests.runs import tiny_values
 from tests.same_run import assert_same_run
 
@@ -156,20 +156,9 @@ def launch(cluster: SimulatedCluster, storage: Path, name: str, steps: int) -> R
 
 
 def config(storage: Path, name: str, steps: int) -> RunConfig:
-    """A distilled run whose losses do not depend on how many steps it is meant to have.
-
-    It keeps no targets: what its teachers were asked for once would not be asked for again.
-    """
-    values = tiny_values(storage, name) | {
-        "steps": steps,
-        "optimizer": {"final_lr_ratio": 1.0},
-        "objective": {"kind": "distill"},
-        "teacher": {
-            "checkpoint": "teacher",
-            "replicas": 2,
-            "rows_per_batch": 4,
-            "cache_bytes": 0,  # each run is to hear its teachers
-        },
+    """It keeps no targets: what its teachers were asked for once would not be asked for again."""
+    values = distilled_values(storage, name, steps, replicas=2, cache_bytes=0) | {
+        "evaluation": {"rows_per_batch": 4},
         "batch": {"rows": 16, "microbatches": 1},
         "mesh": {"data": 2, "fsdp": 2, "model": 2},
         "cluster": {"accelerator": "v4", "topology": "2x2x2", "num_slices": 2},

@@ -11,9 +11,9 @@ from orchestrator import catalogue
 from orchestrator.history import read_events
 from orchestrator.launch import create_run, start_controller
 from orchestrator.run_folder import RunFolder
+from tests.damaged_files import flip_bit, newest_params
 from tests.distilled_runs import embedded_ray, end_of, wait_until
 from tests.runs import text_folder, tiny_values
-from workers.checkpoint import checkpoint_url
 
 pytestmark = pytest.mark.cluster
 
@@ -31,17 +31,6 @@ def start(storage: Path, address: str, name: str) -> RunFolder:
     return folder
 
 
-def damage_newest(run_url: str) -> int:
-    """Flips a bit in the parameters of the newest checkpoint; its step."""
-    step = catalogue.committed_steps(run_url)[-1]
-    files = Path(checkpoint_url(run_url, step)).rglob("params/**/d/*")
-    path = max(files, key=lambda path: path.stat().st_size)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    return step
-
-
 def test_a_damaged_checkpoint_costs_no_more_than_the_steps_since_the_one_before(tmp_path: Path):
     text_folder(tmp_path)
     with embedded_ray() as address:
@@ -49,7 +38,8 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_steps_since_the_one_before(
         wait_until(lambda: len(catalogue.committed_steps(folder.url)) >= 2)
         ready = next(e for e in read_events(folder.url) if e["event"] == "host_ready")
         os.kill(ready["pid"], signal.SIGSTOP)  # so that no newer checkpoint comes between
-        damaged = damage_newest(folder.url)
+        damaged = catalogue.committed_steps(folder.url)[-1]
+        flip_bit(newest_params(folder.url))
         os.kill(ready["pid"], signal.SIGKILL)
         result = end_of(folder)
         assert len(result[0]) == STEPS and (folder.status() or {})["state"] == "finished"

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ from orchestrator.attempt import attempt_name
 from tests.broken_storage import break_storage, mend_storage
 from tests.chaos.disk import Disk
 from tests.chaos.network import Network
-from tests.chaos.subject import Subject, wait_until
+from tests.chaos.subject import Subject
+from tests.damaged_files import flip_bit, newest_params
+from tests.distilled_runs import wait_until
 from tests.preemption import announce_preemption
-from workers.snapshot_keeper import NAMESPACE, keepers
+from workers.snapshot_keeper import NAMESPACE, drop_keepers, keepers
 
 A_WHILE_S = 8.0
 _AN_HOUR_S = 3600.0
@@ -51,6 +54,20 @@ def fault(
     return note
 
 
+def lasting(
+    mechanism: str, target: str, takes: str | None = None, for_s: float = A_WHILE_S
+) -> Callable[[Callable[[Subject], AbstractContextManager[None]]], None]:
+    """A fault that ends after a while: what is decorated makes it, and mends it again."""
+
+    def note(make: Callable[[Subject], AbstractContextManager[None]]) -> None:
+        @fault(mechanism, target, takes)
+        def _(run: Subject) -> None:
+            with make(run):
+                time.sleep(for_s)
+
+    return note
+
+
 # Processes.
 
 
@@ -61,13 +78,13 @@ def _(run: Subject) -> None:
 
 @fault("killed", "student host and all snapshots")
 def _(run: Subject) -> None:
-    run.drop_keepers()
+    drop_keepers(run.run_id)
     run.process("host_ready").kill()
 
 
 @fault("killed", "snapshots")
 def _(run: Subject) -> None:
-    run.drop_keepers()
+    drop_keepers(run.run_id)
 
 
 @fault("killed", "attempt driver")
@@ -113,11 +130,12 @@ def _(run: Subject) -> None:
     run.process("teacher_ready").suspend()
 
 
-@fault("stopped for a while", "controller")
-def _(run: Subject) -> None:
+@lasting("stopped for a while", "controller")
+@contextlib.contextmanager
+def _(run: Subject) -> Iterator[None]:
     process = run.process("controller_started")
     process.suspend()
-    time.sleep(A_WHILE_S)
+    yield
     process.resume()
 
 
@@ -181,10 +199,9 @@ def _(run: Subject) -> None:
         pass
 
 
-@fault("cut off for a while", "student host", takes="network")
-def _(run: Subject) -> None:
-    with cables(run).cut_off(1):
-        time.sleep(A_WHILE_S)
+@lasting("cut off for a while", "student host", takes="network")
+def _(run: Subject) -> AbstractContextManager[None]:
+    return cables(run).cut_off(1)
 
 
 @fault("cut off for good", "slice", takes="network")
@@ -201,23 +218,20 @@ def _(run: Subject) -> None:
 @fault("a bit flipped", "newest checkpoint")
 def _(run: Subject) -> None:
     with run.before_a_restart():
-        path = run.newest_files("params/**/d/*")[0]
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
+        flip_bit(newest_params(run.folder.url))
 
 
 @fault("cut off", "newest checkpoint")
 def _(run: Subject) -> None:
     with run.before_a_restart():
-        path = run.newest_files("params/**/d/*")[0]
+        path = newest_params(run.folder.url)
         path.write_bytes(path.read_bytes()[:-1])
 
 
 @fault("half of it zeros", "newest checkpoint")
 def _(run: Subject) -> None:
     with run.before_a_restart():
-        path = run.newest_files("params/**/d/*")[0]
+        path = newest_params(run.folder.url)
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
 
@@ -225,7 +239,7 @@ def _(run: Subject) -> None:
 @fault("a file lost", "newest checkpoint")
 def _(run: Subject) -> None:
     with run.before_a_restart():
-        run.newest_files("params/**/d/*")[0].unlink()
+        newest_params(run.folder.url).unlink()
 
 
 @fault("a bit flipped", "snapshots in memory")
@@ -241,54 +255,27 @@ def _(run: Subject) -> None:
 def _(run: Subject) -> None:
     with run.before_a_restart():
         for path in (run.world.storage / "targets").rglob("*.npz"):
-            content = bytearray(path.read_bytes())
-            content[len(content) // 2] ^= 1
-            path.write_bytes(content)
+            flip_bit(path)
 
 
 # Storage.
 
+for mechanism, target, folder in [
+    ("away", "storage", "."),
+    ("refused", "folder of checkpoints", "checkpoints"),
+    ("refused", "folder of the record", "record"),
+]:
+    lasting(mechanism, target)(
+        lambda run, folder=folder: replaced_by_a_file(Path(run.folder.url, folder))
+    )
 
-@fault("away", "storage")
-def _(run: Subject) -> None:
-    with replaced_by_a_file(Path(run.folder.url)):
-        time.sleep(A_WHILE_S)
-
-
-@fault("refused", "folder of checkpoints")
-def _(run: Subject) -> None:
-    with replaced_by_a_file(Path(run.folder.url, "checkpoints")):
-        time.sleep(A_WHILE_S)
-
-
-@fault("refused", "folder of the record")
-def _(run: Subject) -> None:
-    with replaced_by_a_file(Path(run.folder.url, "record")):
-        time.sleep(A_WHILE_S)
-
-
-@fault("full", "storage", takes="disk")
-def _(run: Subject) -> None:
-    with drive(run).full():
-        time.sleep(A_WHILE_S)
-
-
-@fault("write-protected", "storage", takes="disk")
-def _(run: Subject) -> None:
-    with drive(run).protected():
-        time.sleep(A_WHILE_S)
-
-
-@fault("does not answer", "storage", takes="disk")
-def _(run: Subject) -> None:
-    with drive(run).still():
-        time.sleep(A_WHILE_S)
-
-
-@fault("slow", "storage", takes="disk")
-def _(run: Subject) -> None:
-    with drive(run).slow(still_s=0.5, pause_s=0.1):
-        time.sleep(2 * A_WHILE_S)
+for mechanism, make, for_s in [
+    ("full", lambda run: drive(run).full(), A_WHILE_S),
+    ("write-protected", lambda run: drive(run).protected(), A_WHILE_S),
+    ("does not answer", lambda run: drive(run).still(), A_WHILE_S),
+    ("slow", lambda run: drive(run).slow(still_s=0.5, pause_s=0.1), 2 * A_WHILE_S),
+]:
+    lasting(mechanism, "storage", takes="disk", for_s=for_s)(make)
 
 
 # Around it.

@@ -2,8 +2,7 @@
 
 import contextlib
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,32 +17,19 @@ from orchestrator.history import read_attempts, read_events, read_steps
 from orchestrator.launch import create_run, start_controller
 from orchestrator.report_data import read_ledger
 from tests.chaos.world import World
-from tests.runs import tiny_values
+from tests.distilled_runs import ENDLESS, MORE_STEPS, distilled_values, step_of, wait_until
 from tests.same_run import assert_same_run
-from workers.checkpoint import checkpoint_url
-from workers.snapshot_keeper import NAMESPACE, keepers
-
-MORE_STEPS = 5
-_ENDLESS = 10**6
-_WITHIN_S = 300.0
+from workers.snapshot_keeper import drop_keepers, keepers
 
 
 class Subject:
     """A run in a world, and the ways to reach what belongs to it."""
 
-    def __init__(self, world: World, name: str, steps: int = _ENDLESS):
+    def __init__(self, world: World, name: str, steps: int = ENDLESS):
         self.world = world
-        values = tiny_values(world.storage, name) | {
-            "steps": steps,
-            "optimizer": {"final_lr_ratio": 1.0},
-            "objective": {"kind": "distill"},
-            "teacher": {
-                "checkpoint": "teacher",
-                "replicas": 2,
-                "rows_per_batch": 4,
-                "cpus_per_replica": 0,
-                "answer_within_s": 5.0,
-            },
+        teachers = {"replicas": 2, "cpus_per_replica": 0, "answer_within_s": 5.0}
+        values = distilled_values(world.storage, name, steps, **teachers) | {
+            "evaluation": {"rows_per_batch": 4},
             "mesh": {"fsdp": 2, "model": 2},
             "cluster": {"accelerator": "v4", "topology": "2x2x1", "num_slices": 2},
             "checkpoint": {"every_steps": 20, "snapshot_every_steps": 1, "keep_latest": 4},
@@ -61,12 +47,9 @@ class Subject:
     def status(self) -> dict[str, Any]:
         return self.folder.status() or {}
 
-    def step(self) -> int:
-        return self.status().get("step") or 0
-
     def goes_on(self) -> None:
-        step = self.step()
-        wait_until(lambda: self.step() >= step + MORE_STEPS)
+        step = step_of(self.folder)
+        wait_until(lambda: step_of(self.folder) >= step + MORE_STEPS)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [event for event in read_events(self.folder.url) if event["event"] == name]
@@ -103,23 +86,13 @@ class Subject:
                     found.append(process)
         return found
 
-    def newest_files(self, pattern: str) -> list[Path]:
-        """Files of the newest checkpoint, the largest first."""
-        step = catalogue.committed_steps(self.folder.url)[-1]
-        files = Path(checkpoint_url(self.folder.url, step)).rglob(pattern)
-        return sorted(files, key=lambda path: -path.stat().st_size)
-
-    def drop_keepers(self) -> None:
-        for name in keepers(self.run_id):
-            ray.kill(ray.get_actor(name, NAMESPACE))
-
     @contextlib.contextmanager
     def before_a_restart(self) -> Iterator[None]:
         """What is done in the block is met by an attempt that has only storage to start from."""
         wait_until(lambda: len(catalogue.committed_steps(self.folder.url)) >= 2)
         host = self.process("host_ready")
         host.suspend()
-        self.drop_keepers()
+        drop_keepers(self.run_id)
         yield
         host.kill()
 
@@ -149,10 +122,3 @@ class Subject:
         undisturbed.finish()
         assert undisturbed.faults() == []
         assert_same_run(self.folder, undisturbed.folder)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline, "the run did not get there"
-        time.sleep(0.1)
