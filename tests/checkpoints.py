@@ -51,5 +51,5 @@ def save_state(
     )
     writer = CheckpointWriter(run_url, lambda meta: None)
     writer.save(state, meta)
-    writer.wait()
+    writer.pending.result()
     return checkpoint_url(run_url, meta.step), meta

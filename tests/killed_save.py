@@ -17,7 +17,7 @@ from workers.student import train
 # What a save calls, in this order; the kill comes before it.
 PHASES: dict[str, tuple[Any, str]] = {
     "the record is written": (Saves, "_start"),
-    "the folder is tried": (Saves, "_try_to_write"),
+    "the folder is tried": (Saves, "_make_room"),
     "the arrays are copied": (CheckpointWriter, "save"),
     "the arrays are written": (CheckpointWriter, "_commit"),
     "the files are digested": (checkpoint_writer, "write_file_digests"),

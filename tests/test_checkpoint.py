@@ -104,9 +104,8 @@ def test_a_step_counts_only_when_its_entry_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "write_json", check_and_write)
     writer = CheckpointWriter(str(tmp_path), told.append)
     writer.save(state, meta)
-    writer.wait()
+    writer.pending.result()
     assert told == [meta] and read_entry(str(tmp_path), 3) == meta
-    writer.wait()
 
     def fail(entry: str, value: object) -> None:
         raise OSError("the disk is full")
@@ -115,7 +114,7 @@ def test_a_step_counts_only_when_its_entry_is_there(tmp_path, monkeypatch):
     later = state._replace(step=state.step + 1)
     writer.save(later, meta_of(later))
     with pytest.raises(OSError, match="disk is full"):
-        writer.wait()
+        writer.pending.result()
     assert len(told) == 1
     with pytest.raises(FileNotFoundError):
         read_entry(str(tmp_path), 4)
@@ -138,7 +137,7 @@ def test_training_on_while_a_save_is_under_way_changes_nothing(tmp_path):
     for _ in range(3):
         state = overwrite(state)
     jax.block_until_ready(state)
-    writer.wait()
+    writer.pending.result()
     assert digest_of(restore_state(checkpoint_url(str(tmp_path), 3), CONFIG, mesh)) == meta.digest
 
 

@@ -1,6 +1,12 @@
 """A student whose storage does not take its checkpoints for a while."""
 
 import errno
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,7 @@ from configs.run import RunConfig
 from orchestrator.catalogue import committed_steps
 from orchestrator.history import read_events
 from tests.students import NUM_STEPS, config_of, job_of, losses
-from workers import checkpoint_writer
+from workers import checkpoint_writer, saves
 from workers.checkpoint import checkpoint_url, read_meta
 from workers.integrity import check_files
 from workers.preparer import Prepared
@@ -120,3 +126,100 @@ def test_the_last_checkpoint_is_waited_for(text_storage, facts, undisturbed, mon
     assert pauses_s == [1.0, 2.0, 4.0]
     assert committed_steps(blocked.run_url) == [NUM_STEPS]
     assert read_meta(checkpoint_url(blocked.run_url, NUM_STEPS)).digest == finish.digest
+
+
+def test_a_host_that_fails_in_a_save_keeps_no_other_waiting(text_storage, facts):
+    """Alone on its full disk, it never comes to where the hosts meet in Orbax."""
+    config = config_of(
+        text_storage,
+        "two-hosts",
+        mesh={"fsdp": 2},
+        cluster={"num_hosts": 2, "devices_per_host": 1},
+    )
+    job = job_of(facts, config)
+    run_url = Path(job.run_url)
+    run_url.mkdir(parents=True)
+    (run_url / "job").write_bytes(pickle.dumps(job))
+    # The save of step 2 has to be settled before that of step 4, and fails on host 1.
+    told = _run_gang(run_url / "job", lift_at=(0, 5))
+    failed = [e for e in read_events(job.run_url) if e["event"] == "checkpoint_failed"]
+    assert [(e["who"], e["step"], e["what"]) for e in failed] == [
+        ("student-a0001-h0001", 2, "save")
+    ]
+    assert "File too large" in failed[0]["reason"]
+    assert len(losses(config)) == NUM_STEPS
+    assert committed_steps(job.run_url)[-1] == NUM_STEPS
+    assert 2 not in committed_steps(job.run_url)
+    assert not list(run_url.glob("checkpoints/*tmp*")), "nothing half-made is left"
+    digest = read_meta(checkpoint_url(job.run_url, NUM_STEPS)).digest
+    assert told == [digest, digest]
+
+
+def _run_gang(job_file: Path, lift_at: tuple[int, int]) -> list[str]:
+    """What each host says in the end; see `saving_host`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")
+    }
+    hosts = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.saving_host",
+                *map(str, (job_file, port, host, lift_at[host])),
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    try:
+        told = [host.communicate(timeout=200)[0].splitlines() for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0]
+    return [lines[-1] for lines in told]
+
+
+def test_storage_that_does_not_answer_holds_up_no_step(
+    text_storage, facts, undisturbed, monkeypatch
+):
+    """A disk that is still: no error comes, and no end."""
+    monkeypatch.setattr("workers.saves.NUM_LOOKS", 2)
+    config = config_of(text_storage, "still")
+    write, answers = saves.write_atomic, threading.Event()
+
+    def wait(url: str, content: bytes) -> None:
+        assert answers.wait(100)
+        write(url, content)
+
+    def progress(line: dict[str, Any]) -> None:
+        if line["step"] == NUM_STEPS:
+            answers.set()
+
+    monkeypatch.setattr("workers.saves.write_atomic", wait)
+    finish = train(job_of(facts, config), hooks=Hooks(progress=progress))
+    assert finish == undisturbed[1]
+    assert losses(config) == losses(undisturbed[0])
+    run_url = f"{config.storage}/runs/{config.name}"
+    failed = [e for e in read_events(run_url) if e["event"] == "checkpoint_failed"]
+    assert [(e["step"], e["what"]) for e in failed] == [(2, "folder")]
+    assert "not answered" in failed[0]["reason"]
+    assert committed_steps(run_url) == [NUM_STEPS]
+
+
+def test_what_unfinished_saves_left_is_removed(text_storage, facts):
+    config = config_of(text_storage, "leftovers")
+    job = job_of(facts, config)
+    folder = Path(job.run_url, "checkpoints")
+    for name in ("00000090.orbax-checkpoint-tmp", "00000091", "00000092", "notes"):
+        (folder / name / "params").mkdir(parents=True)
+    (folder / "00000092.quarantined").write_text("{}")
+    train(job)
+    left = {path.name for path in folder.iterdir() if path.is_dir()}
+    kept = {f"{step:08d}" for step in committed_steps(job.run_url)}
+    assert left == kept | {"00000092", "notes"}

@@ -3,17 +3,28 @@
 import dataclasses
 import threading
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from workers.checkpoint import CheckpointMeta, checkpoint_url, entry_url, optimizer_part
+from workers.checkpoint import (
+    FOLDER,
+    CheckpointMeta,
+    checkpoint_url,
+    entry_url,
+    optimizer_part,
+)
 from workers.epochs import SupersededError, check_epoch
 from workers.integrity import sealed, write_file_digests
-from workers.storage import write_json
+from workers.storage import join, list_names, remove_tree, write_json
 from workers.train_step import TrainState
+
+# What Orbax calls a folder that it has not finished, where it can rename folders.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class NotSavedError(OSError):
@@ -25,6 +36,11 @@ class CheckpointWriter:
 
     Args:
         epoch: outside of which nothing is committed; None: it always is.
+
+    Attributes:
+        pending: becomes done when the last save is committed, or
+            NotSavedError: it could not be;
+            SupersededError: it must not be.
     """
 
     def __init__(
@@ -33,42 +49,49 @@ class CheckpointWriter:
         self._run_url = run_url
         self._on_commit = on_commit
         self._epoch = epoch
-        self._pending: Future[None] | None = None
+        self.pending = _done()
+        self._left: list[Future[None]] = []
 
     def save(self, state: TrainState, meta: CheckpointMeta) -> None:
-        """Starts to save `state`; returns when its arrays are copied off the devices.
-
-        Waits for the save before, and raises what that one met.
-        """
-        self.wait()
+        """Starts to save `state`; returns when its arrays are copied off the devices."""
         response = ocp.save_checkpointables_async(
             checkpoint_url(self._run_url, meta.step),
             {"params": state.params, "optimizer": optimizer_part(state)},
             overwrite=True,
             custom_metadata=sealed(dataclasses.asdict(meta)),
         )
-        self._pending = Future()
-        threading.Thread(
-            target=self._commit, args=(response, meta, self._pending), name="commit"
-        ).start()
+        self.pending = Future()
+        arguments = response, meta, self.pending
+        threading.Thread(target=self._commit, args=arguments, name="commit", daemon=True).start()
 
-    def wait(self) -> None:
-        """Returns when the last save is committed.
+    def leave(self) -> None:
+        """The last save is over for the gang, even if this host still waits for another in it."""
+        self._left = [each for each in (*self._left, self.pending) if not each.done()]
+        self.pending = _done()
 
-        Raises:
-            NotSavedError: it could not be.
-            SupersededError: it must not be.
-        """
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+    def wait_for_left(self) -> None:
+        """Returns when no save is under way that was left: two of a step share their files."""
+        futures.wait(self._left)
+
+    def remove_unfinished(self) -> None:
+        """Frees what saves that did not come to their end have left on storage."""
+        self._check_epoch()
+        folder = join(self._run_url, FOLDER)
+        names = list_names(folder)
+        counted = {Path(name).stem for name in names if name.endswith((".json", ".quarantined"))}
+        for name in names:
+            if name.removesuffix(_UNFINISHED).isdecimal() and Path(name).stem not in counted:
+                remove_tree(join(folder, name))
+
+    def _check_epoch(self) -> None:
+        if self._epoch is not None:
+            check_epoch(self._run_url, self._epoch)
 
     def _commit(self, response: Any, meta: CheckpointMeta, pending: Future[None]) -> None:
         try:
             response.result()
             if jax.process_index() == 0:
-                if self._epoch is not None:
-                    check_epoch(self._run_url, self._epoch)
+                self._check_epoch()
                 write_file_digests(checkpoint_url(self._run_url, meta.step))
                 write_json(entry_url(self._run_url, meta.step), dataclasses.asdict(meta))
                 self._on_commit(meta)
@@ -80,3 +103,9 @@ class CheckpointWriter:
             pending.set_exception(NotSavedError(f"step {meta.step} is not saved: {reason}"))
         else:
             pending.set_result(None)
+
+
+def _done() -> Future[None]:
+    future = Future[None]()
+    future.set_result(None)
+    return future

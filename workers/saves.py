@@ -1,8 +1,11 @@
 """When a student's state is saved, and what happens while storage does not take it."""
 
+import enum
 import logging
 import time
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -17,6 +20,9 @@ from workers.storage import join, write_atomic
 from workers.train_step import TrainState, signal_sharding
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+# For so many looks of so long the training is held up by storage that does not answer, the first
+# time and later ones.
+_LOOK_S, NUM_LOOKS, _NUM_LATER_LOOKS = 0.1, 300, 20
 # A checkpoint that cannot be saved is tried again after this part of the usual interval.
 _SOONER = 10
 _TRIAL_BYTES = 1 << 20
@@ -24,11 +30,22 @@ _TRIAL_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 
 
+class Outcome(enum.IntEnum):
+    """What became of something that all hosts do; that of the gang is the largest of its hosts."""
+
+    DONE = 0
+    UNDER_WAY = 1
+    FAILED = 2
+
+
 class Saves:
     """The checkpoints of an attempt; all processes of the gang call it alike.
 
-    Storage that is full or away does not stop the training: what cannot be saved is told as an
-    event and tried again. The last checkpoint of an attempt is waited for.
+    Storage that is full, away or does not answer does not stop the training: what cannot be saved
+    is told as an event and tried again. The last checkpoint of an attempt is waited for.
+
+    Hosts go by what all of them have met, and look again and again instead of waiting each for
+    itself: where storage fails one of them, Orbax lets the others wait for minutes.
     """
 
     def __init__(
@@ -47,7 +64,11 @@ class Saves:
         )
         self._retry_at: int | None = None
         self._started_step: int | None = None
+        self._saved_step = job.start.step if job.start.memory is None else None
         self._told: set[str] = set()
+        self._begun = self._late = False
+        # One, so that what is tried again follows what has not come back.
+        self._worker = ThreadPoolExecutor(1, "saves")
 
     def due(self, step: int) -> bool:
         """Whether the state after `step` is to be saved."""
@@ -59,10 +80,8 @@ class Saves:
         """Starts a checkpoint; returns when the arrays are copied off the devices."""
         self._enter(Phase.CHECKPOINT)
         step = int(state.step)
-        self._settle()
         self._retry_at = None
-        # The record up to this step becomes durable first, so that no resume finds a gap.
-        if not self._start(state, step):
+        if self._settle() is Outcome.UNDER_WAY or not self._start(state, step):
             sooner = max(self._job.config.checkpoint.every_steps // _SOONER, 1)
             self._retry_at = step + sooner
 
@@ -70,58 +89,105 @@ class Saves:
         """Returns when `state`, with which an attempt ends, is saved, however long it takes."""
         self._enter(Phase.CHECKPOINT)
         step, pause_s = int(state.step), FIRST_PAUSE_S
-        start = self._job.start
-        on_storage = start.memory is None and step == start.step
-        started = on_storage or self._started_step == step
-        while not (self._settle() and started):
+        while (outcome := self._settle()) is Outcome.UNDER_WAY or self._saved_step != step:
+            if outcome is Outcome.UNDER_WAY:
+                continue
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            started = self._start(state, step)
+            self._start(state, step)
         return self._describe(state)
 
     def wait(self) -> None:
         """Returns when no save is under way."""
         self._enter(Phase.CHECKPOINT)
-        self._settle()
+        while self._settle() is Outcome.UNDER_WAY:
+            pass
 
-    def _settle(self) -> bool:
-        """Waits for the save under way; whether it came to its end on all hosts."""
-        return self._all_manage("save", self._started_step, self._writer.wait)
+    def close(self) -> None:
+        self._worker.shutdown()
+
+    def _settle(self) -> Outcome:
+        """What became of the save before."""
+        if not self._begun:
+            return Outcome.DONE
+        outcome = self._agree("save", self._started_step, self._writer.pending)
+        if outcome is not Outcome.UNDER_WAY:
+            self._leave()
+        if outcome is Outcome.DONE:
+            self._saved_step, self._late = self._started_step, False
+        return outcome
+
+    def _leave(self) -> None:
+        self._begun = False
+        self._writer.leave()
 
     def _start(self, state: TrainState, step: int) -> bool:
+        again = step == self._started_step
+        if again and not self._all_manage("save", step, self._writer.wait_for_left):
+            return False
+        # The record up to this step becomes durable first, so that no resume finds a gap.
         if not self._all_manage("record", step, self._record.flush):
             return False
         # Orbax leaves threads behind that wait for minutes where it cannot make a folder.
-        if not self._all_manage("folder", step, self._try_to_write):
+        if not self._all_manage("folder", step, self._make_room):
             return False
         self._started_step = step
         meta = self._describe(state)
-        return self._all_manage("save", step, lambda: self._writer.save(state, meta))
+        begun = Future[None]()
+        try:  # not on another thread: Orbax has the hosts meet in it
+            self._writer.save(state, meta)
+            begun.set_result(None)
+        except OSError as error:
+            begun.set_exception(error)
+        self._begun = self._agree("save", step, begun) is Outcome.DONE
+        if not self._begun:
+            self._leave()
+        return self._begun
 
-    def _try_to_write(self) -> None:
+    def _make_room(self) -> None:
         if jax.process_index() == 0:
+            self._writer.remove_unfinished()
             # On a full disk an empty file still finds a place.
             write_atomic(join(self._job.run_url, FOLDER, ".writable"), bytes(_TRIAL_BYTES))
 
-    def _all_manage(self, what: str, step: int | None, work: Callable[[], None]) -> bool:
-        """Does what needs storage; whether no host failed."""
-        failed = False
-        try:
-            work()
-        except OSError as error:
-            failed = True
-            if what not in self._told:  # once for as long as it lasts
-                self._told.add(what)
-                _log.warning("Storage does not take the %s of step %s: %s", what, step, error)
-                self._events.say("checkpoint_failed", step=step, what=what, reason=str(error))
-        return not self._on_any_host(failed)
+    def _all_manage(self, what: str, step: int, work: Callable[[], None]) -> bool:
+        """Does what needs storage; whether all hosts have."""
+        return self._agree(what, step, self._worker.submit(work)) is Outcome.DONE
 
-    def _on_any_host(self, here: bool) -> bool:
+    def _agree(self, what: str, step: int | None, pending: "Future[None]") -> Outcome:
+        """What came of `pending`, in the end or after some time, on the host where it is worst."""
+        for _ in range(_NUM_LATER_LOOKS if self._late else NUM_LOOKS):
+            outcome = self._worst(self._look(what, step, pending))
+            if outcome is not Outcome.UNDER_WAY:
+                return outcome
+        if not self._late and not pending.done():
+            self._tell(what, step, f"storage has not answered for {_LOOK_S * NUM_LOOKS:.0f} s")
+        self._late = True
+        return Outcome.UNDER_WAY
+
+    def _look(self, what: str, step: int | None, pending: "Future[None]") -> Outcome:
+        if not futures.wait([pending], _LOOK_S).done:
+            return Outcome.UNDER_WAY
+        try:
+            pending.result()
+        except OSError as error:
+            self._tell(what, step, str(error))
+            return Outcome.FAILED
+        return Outcome.DONE
+
+    def _tell(self, what: str, step: int | None, reason: str) -> None:
+        if what not in self._told:  # once for as long as it lasts
+            self._told.add(what)
+            _log.warning("Storage does not take the %s of step %s: %s", what, step, reason)
+            told = {"step": step, "what": what, "reason": reason}
+            self._worker.submit(self._events.say, "checkpoint_failed", **told)
+
+    def _worst(self, here: Outcome) -> Outcome:
         if jax.process_count() == 1:
             return here
         signals = np.full(jax.local_device_count(), here, np.int32)
         signals = jax.make_array_from_process_local_data(self._sharding, signals)
-        return bool(self._largest(signals))
+        return Outcome(int(self._largest(signals)))
 
     def _describe(self, state: TrainState) -> CheckpointMeta:
         job = self._job

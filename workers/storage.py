@@ -217,11 +217,13 @@ def list_tree(url: str) -> dict[str, int]:
 
 
 def remove_tree(url: str) -> None:
-    """Remove a file or a folder with all it holds; nothing happens where there is none."""
+    """Remove a file or a folder with all it holds; nothing happens where there is none.
+
+    Somebody else may be removing it too.
+    """
     fs, path = open_storage(url)
-    with naming("removing", url):
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+    with naming("removing", url), contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
 
 
 def local_copy(url: str, cache_dir: str) -> str:

@@ -157,6 +157,7 @@ class Student:
             if self._targets is not None:
                 self._targets.close()
             self._taker.close()
+            self._saves.close()
             self._record.close()
             self._events.close()
         return Finish(meta.step, meta.digest, stopped and meta.step < self._job.config.steps)
