@@ -76,6 +76,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Versions of pytest and pytest-xdist that do not fit would spread the groups silently."""
+    if session.config.getoption("loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "xdist does not group tests"
+
+
 def pytest_unconfigure() -> None:
     # A process of a test may still be writing there.
     shutil.rmtree(os.environ["STILLHOUSE_CACHE"], ignore_errors=True)
