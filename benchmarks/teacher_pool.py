@@ -105,7 +105,7 @@ def _plain_rate(actor: Any, seconds: float, check: bool = False) -> float:
     waiting = deque(actor.chunk.remote() for _ in range(8))
     began, num = time.perf_counter(), 0
     while time.perf_counter() < began + seconds:
-        chunk = ray.get(waiting.popleft())
+        chunk: Any = ray.get(waiting.popleft())
         if check:
             row_digest(SPEC, RowId(0, 0), chunk)
         waiting.append(actor.chunk.remote())

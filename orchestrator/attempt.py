@@ -176,4 +176,4 @@ def _host_environment(cluster: ClusterConfig, plan: Layout) -> dict[str, str]:
     """Variables that JAX reads when it is imported, before any code of ours runs in the host."""
     if cluster.accelerator != "cpu":
         return {}
-    return cpu_devices(plan.devices_per_host)
+    return cpu_devices(plan.devices_per_host, plan.num_hosts)

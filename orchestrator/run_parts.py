@@ -124,6 +124,8 @@ class AttemptPart:
         epoch: int,
     ) -> None:
         """Launches an attempt from the newest snapshot or checkpoint, or where the run begins."""
+        # A controller that died may not have come to it.
+        self.kill(action.attempt - 1)
         job = StudentJob(
             config=on_slices(self._config, action.num_slices),
             storage_url=self._spec.storage_url,
@@ -200,16 +202,20 @@ class AttemptPart:
         saved = max(steps, default=0)
         source = newest_complete(held_by_keepers(self._spec.run_id))
         if source is not None and source.step > saved:
-            return StartPoint("resume", None, source.step, source)
+            begun = self._spec.start_step if self._starts_with_state() else 0
+            return StartPoint("resume", None, source.step, source, max(steps, default=begun))
         if steps:
             step = max(steps)
             url = checkpoint_url(self._spec.run_url, step)
             return StartPoint("resume", url, step)
         if self._config.start_from is None:
             return StartPoint("fresh")
-        if self._config.start_from.state == "all":
+        if self._starts_with_state():
             return StartPoint("fork", self._spec.start_url, self._spec.start_step)
         return StartPoint("weights", self._spec.start_url)
+
+    def _starts_with_state(self) -> bool:
+        return self._config.start_from is not None and self._config.start_from.state == "all"
 
     def _scratch(self) -> str:
         """Ray Train keeps a registry of its own; nothing in it has to survive."""
@@ -241,8 +247,9 @@ class EvaluationPart:
         except RayTaskError as error:
             self._result = None
             corrupt = isinstance(error.cause, CorruptOwnCheckpointError)
+            away = isinstance(error.cause, OSError)
             message = str(error.cause)
-            return [run_state.EvaluationFailed(self._step, message, retry=False, corrupt=corrupt)]
+            return [run_state.EvaluationFailed(self._step, message, retry=away, corrupt=corrupt)]
         except RayError as error:
             self._actor = self._result = None
             return [run_state.EvaluationFailed(self._step, str(error), retry=True)]

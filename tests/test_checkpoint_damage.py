@@ -7,11 +7,16 @@ import jax
 import pytest
 
 from model.sharding import make_mesh
+from tests.broken_storage import break_storage, mend_storage
 from tests.checkpoints import fresh_state, save_state, tiny_config
 from workers import integrity
 from workers.checkpoint import CheckpointMeta, load_params, restore_state
 from workers.digest import state_digest
-from workers.integrity import CorruptCheckpointError
+from workers.integrity import (
+    CorruptCheckpointError,
+    CorruptOwnCheckpointError,
+    own_checkpoint,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 CONFIG = tiny_config(Path("unused"))
@@ -95,3 +100,29 @@ def test_several_hosts_share_the_reading(saved):
         except CorruptCheckpointError:
             found += 1
     assert found == 1
+
+
+def test_a_read_that_fails_is_no_damage_where_the_files_are_whole(saved, mesh, monkeypatch):
+    """Storage that stumbles for a moment must not cost the run its newest checkpoint."""
+    url, _ = saved
+
+    def stumble(*args: object) -> None:
+        raise KeyError("incompatible handler")
+
+    with monkeypatch.context() as stumbling:
+        stumbling.setattr("workers.checkpoint.ocp.load_checkpointables", stumble)
+        whole = "yet its files are those that were saved"
+        with pytest.raises(OSError, match=whole), own_checkpoint(str(url)):
+            restore_state(str(url), CONFIG, mesh)
+        next(path for path in url.rglob("params/**/d/*") if path.stat().st_size).unlink()
+        with pytest.raises(CorruptOwnCheckpointError, match="is missing"), own_checkpoint(str(url)):
+            load_params(str(url), mesh)
+
+
+def test_storage_that_is_away_is_no_damage(saved, mesh):
+    url, _ = saved
+    break_storage(url)
+    with pytest.raises(NotADirectoryError), own_checkpoint(str(url)):
+        restore_state(str(url), CONFIG, mesh)
+    mend_storage(url)
+    restore_state(str(url), CONFIG, mesh)

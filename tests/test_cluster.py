@@ -161,4 +161,5 @@ def test_devices_of_one_cpu_have_threads_enough_for_several_collectives_at_once(
         [sys.executable, "-c", program], env=environment, check=True, stdout=subprocess.PIPE
     )
     assert int(done.stdout) == 8
+    assert cpu_devices(1, 2)["NPROC"] == "4"
     assert "NPROC" not in cpu_devices(1), "one device takes as many threads as there are cores"

@@ -14,6 +14,7 @@ from orchestrator.history import read_events
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import AttemptFinished, Prepared, Snapshot, StartAttempt, State
+from tests.broken_storage import break_storage, mend_storage
 from tests.runs import tiny_values
 from workers.epochs import take_epoch
 from workers.host_watch import stacks_url
@@ -328,3 +329,23 @@ def test_a_controller_that_another_cluster_has_superseded_writes_nothing(world: 
     assert ended and ("attempt", "kill", 1) in world.calls
     assert not [call for call in world.calls if call[:2] == ("attempt", "start")]
     assert world.remembered() == remembered and world.folder.lease() == held
+
+
+def test_a_life_that_ray_started_waits_for_storage(world: World, monkeypatch: pytest.MonkeyPatch):
+    """An actor that fails as it is made is dead for good, and with it the run."""
+    world.life(state=State.TRAINING, attempt=1)
+    folder, pauses_s = Path(world.folder.url), list[float]()
+
+    def sleep(seconds: float) -> None:
+        pauses_s.append(seconds)
+        if len(pauses_s) == 2:
+            mend_storage(folder)
+
+    monkeypatch.setattr(controller_actor.time, "sleep", sleep)
+    break_storage(folder)
+    with pytest.raises(NotADirectoryError):  # at a launch, whoever launches hears of it
+        world.life()
+    monkeypatch.setattr(controller_actor, "_is_restarted", lambda: True)
+    actor = world.life()
+    assert len(pauses_s) == 2
+    assert actor._machine.snapshot.state is State.TRAINING

@@ -14,6 +14,7 @@ import pytest
 
 from configs.run import RunConfig
 from orchestrator.catalogue import committed_steps
+from orchestrator.cpu_devices import cpu_devices
 from orchestrator.history import read_events
 from tests.students import NUM_STEPS, config_of, job_of, losses
 from workers import checkpoint_writer, saves
@@ -159,9 +160,6 @@ def _run_gang(job_file: Path, lift_at: tuple[int, int]) -> list[str]:
     """What each host says in the end; see `saving_host`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")
-    }
     hosts = [
         subprocess.Popen(
             [
@@ -170,7 +168,7 @@ def _run_gang(job_file: Path, lift_at: tuple[int, int]) -> list[str]:
                 "tests.saving_host",
                 *map(str, (job_file, port, host, lift_at[host])),
             ],
-            env=environment,
+            env={**os.environ, **cpu_devices(1, num_hosts=2)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -223,3 +221,18 @@ def test_what_unfinished_saves_left_is_removed(text_storage, facts):
     left = {path.name for path in folder.iterdir() if path.is_dir()}
     kept = {f"{step:08d}" for step in committed_steps(job.run_url)}
     assert left == kept | {"00000092", "notes"}
+
+
+def test_a_leftover_that_stays_keeps_no_checkpoint_from_being_made(
+    text_storage, facts, monkeypatch
+):
+    config = config_of(text_storage, "stubborn")
+    job = job_of(facts, config)
+    Path(job.run_url, "checkpoints", "00000090.orbax-checkpoint-tmp").mkdir(parents=True)
+
+    def refuse(url: str) -> None:
+        raise PermissionError("of another user")
+
+    monkeypatch.setattr(checkpoint_writer, "remove_tree", refuse)
+    train(job)
+    assert committed_steps(job.run_url)[-1] == NUM_STEPS

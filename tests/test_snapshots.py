@@ -10,7 +10,8 @@ import pytest
 
 from model.sharding import make_mesh
 from tests.checkpoints import fresh_state, tiny_config
-from workers.memory_tier import Piece, SnapshotLostError
+from workers.memory_tier import HostSnapshot, Piece, SnapshotLostError
+from workers.snapshot_keeper import SnapshotKeeper
 from workers.snapshots import groups_of, put_back, take_pieces
 from workers.train_step import TrainState, state_shardings
 
@@ -92,3 +93,17 @@ def test_a_part_that_is_missing_or_changed_is_refused():
     damaged[largest] = dataclasses.replace(pieces[largest], array=flipped)
     with pytest.raises(SnapshotLostError, match="has changed"):
         put_back(CONFIG, mesh, iter([damaged]))
+
+
+def test_attempts_that_make_a_step_again_push_out_no_other():
+    """Else two that die at the same step would leave nothing that all hosts have."""
+    keeper = SnapshotKeeper()
+
+    def put(attempt: int, step: int) -> None:
+        keeper.put(HostSnapshot(step, attempt, 0, (0,), "a", (), ()))
+
+    for attempt, step in [(1, 90), (1, 100), (1, 110), (2, 110), (3, 110)]:
+        put(attempt, step)
+    assert [(each.attempt, each.step) for each in keeper.held()] == [(1, 100), (3, 110)]
+    put(3, 120)
+    assert [(each.attempt, each.step) for each in keeper.held()] == [(3, 110), (3, 120)]

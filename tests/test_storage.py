@@ -86,3 +86,16 @@ def test_of_several_writers_of_one_file_the_first_succeeds(tmp_path, remote):
     assert won.count(True) == 1
     assert storage.read_bytes(url) == b"%d" % won.index(True)
     assert storage.list_names(url.rpartition("/")[0]) == ["b"]
+
+
+def test_what_an_object_store_raises_is_an_error_of_storage():
+    """Clients of object stores have types of their own for what may pass."""
+
+    class HttpError(Exception):
+        pass
+
+    told, url = "HttpError: 503, while reading gs://bucket/file", "gs://bucket/file"
+    with pytest.raises(OSError, match=told), storage.naming("reading", url):
+        raise HttpError("503")
+    with pytest.raises(TypeError), storage.naming("reading", url):
+        raise TypeError("a mistake of ours")

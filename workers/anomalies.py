@@ -93,7 +93,7 @@ class Anomalies:
     Args:
         before: the newest steps before the attempt, in order; `num_remembered` of them suffice.
         to_skip: steps that rollbacks leave out.
-        start_step: the step of the state that the attempt begins with.
+        saved_step: the newest step on storage when the attempt begins.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Anomalies:
         config: RunConfig,
         before: Iterable[SettledStep],
         to_skip: Iterable[int],
-        start_step: int,
+        saved_step: int,
     ):
-        self._run, self._config, self._start_step = config, config.anomalies, start_step
+        self._run, self._config, self._saved_step = config, config.anomalies, saved_step
         self._to_skip = frozenset(to_skip)
         self._steps = deque(before, num_remembered(self._config))
 
@@ -148,7 +148,7 @@ class Anomalies:
 
     def _rollback(self, anomaly: Anomaly) -> RollbackError:
         every = self._run.checkpoint.every_steps
-        checkpoint = max(self._start_step, (anomaly.step - 1) // every * every)
+        checkpoint = max(self._saved_step, (anomaly.step - 1) // every * every)
         first = max(checkpoint, anomaly.step - self._config.rollback_steps) + 1
         return RollbackError(
             f"{self._where(anomaly)}. The run goes back to step {checkpoint}, and leaves out steps "

@@ -1,7 +1,5 @@
 """The state that an attempt begins with: made, loaded from storage, or fetched from memory."""
 
-import contextlib
-
 import jax
 from jax.sharding import Mesh
 
@@ -34,8 +32,10 @@ def begin(
     if job.start.memory is not None:
         assert snapshots is not None, "an attempt that starts from memory is given it"
         return _from_memory(job, mesh, snapshots)
-    resumes = job.start.kind == "resume"
-    with own_checkpoint() if resumes else contextlib.nullcontext():
+    if job.start.kind != "resume":
+        return _from_storage(job, mesh), ()
+    assert job.start.url is not None, "it is there, or in memory"
+    with own_checkpoint(job.start.url):
         return _from_storage(job, mesh), ()
 
 

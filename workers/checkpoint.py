@@ -23,10 +23,11 @@ from workers.code_identity import software
 from workers.digest import state_digest
 from workers.integrity import (
     CorruptCheckpointError,
+    UnreadableCheckpointError,
     check_files,
     unsealed,
 )
-from workers.storage import exists, join, read_json
+from workers.storage import join, read_bytes, read_json
 from workers.train_step import Params, TrainState, init_state, state_shardings
 
 FORMAT_VERSION = 2
@@ -111,11 +112,13 @@ def read_meta(url: str) -> CheckpointMeta:
         ValueError: its format is not one of ours.
         CorruptCheckpointError: there is none, or its bytes have changed since they were saved.
     """
-    if not exists(join(url, "commit_success.txt")):
-        raise CorruptCheckpointError(f"There is no complete checkpoint at {url}")
+    try:
+        read_bytes(join(url, "commit_success.txt"))
+    except FileNotFoundError as error:
+        raise CorruptCheckpointError(f"There is no complete checkpoint at {url}") from error
     values: Any = ocp.checkpointables_metadata(url).custom_metadata
     if not isinstance(values, dict) or "format_version" not in values:
-        raise CorruptCheckpointError(
+        raise UnreadableCheckpointError(
             f"{url} is an Orbax checkpoint, but not one of Stillhouse, or what it says about "
             f"itself is damaged"
         )
@@ -217,7 +220,7 @@ def compare(url: str, template: dict[str, Any]) -> None:
     saved: Any = ocp.checkpointables_metadata(url).metadata
     for item, tree in template.items():
         if saved.get(item) is None:  # Orbax only warns of what it cannot read
-            raise CorruptCheckpointError(
+            raise UnreadableCheckpointError(
                 f"{url}: {item} cannot be read: the files are damaged; use another checkpoint"
             )
         there = _leaves(saved[item])
@@ -235,7 +238,7 @@ def read_items(url: str, template: dict[str, Any]) -> dict[str, Any]:
     try:
         return ocp.load_checkpointables(url, template)
     except KeyError as error:  # Orbax's "incompatible handler", whatever it met
-        raise CorruptCheckpointError(
+        raise UnreadableCheckpointError(
             f"{url} cannot be read ({_root_cause(error)}): its files are damaged or out of reach; "
             f"use another checkpoint"
         ) from error

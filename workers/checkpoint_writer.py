@@ -1,6 +1,7 @@
 """Puts a checkpoint on storage, in the background: arrays, digests of the files, the entry."""
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Callable
 from concurrent import futures
@@ -25,6 +26,9 @@ from workers.train_step import TrainState
 
 # What Orbax calls a folder that it has not finished, where it can rename folders.
 _UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+_log = logging.getLogger(__name__)
 
 
 class NotSavedError(OSError):
@@ -53,13 +57,20 @@ class CheckpointWriter:
         self._left: list[Future[None]] = []
 
     def save(self, state: TrainState, meta: CheckpointMeta) -> None:
-        """Starts to save `state`; returns when its arrays are copied off the devices."""
-        response = ocp.save_checkpointables_async(
-            checkpoint_url(self._run_url, meta.step),
-            {"params": state.params, "optimizer": optimizer_part(state)},
-            overwrite=True,
-            custom_metadata=sealed(dataclasses.asdict(meta)),
-        )
+        """Starts to save `state`; returns when its arrays are copied off the devices.
+
+        Raises:
+            NotSavedError: it could not be begun.
+        """
+        try:
+            response = ocp.save_checkpointables_async(
+                checkpoint_url(self._run_url, meta.step),
+                {"params": state.params, "optimizer": optimizer_part(state)},
+                overwrite=True,
+                custom_metadata=sealed(dataclasses.asdict(meta)),
+            )
+        except Exception as error:
+            raise _not_saved(meta.step, error) from error
         self.pending = Future()
         arguments = response, meta, self.pending
         threading.Thread(target=self._commit, args=arguments, name="commit", daemon=True).start()
@@ -81,7 +92,10 @@ class CheckpointWriter:
         counted = {Path(name).stem for name in names if name.endswith((".json", ".quarantined"))}
         for name in names:
             if name.removesuffix(_UNFINISHED).isdecimal() and Path(name).stem not in counted:
-                remove_tree(join(folder, name))
+                try:
+                    remove_tree(join(folder, name))
+                except OSError as error:  # it costs room, and nothing else
+                    _log.warning("What an unfinished save left stays: %s", error)
 
     def _check_epoch(self) -> None:
         if self._epoch is not None:
@@ -98,11 +112,16 @@ class CheckpointWriter:
         except SupersededError as error:
             pending.set_exception(error)
         except Exception as error:
-            # TensorStore has a type of its own for what the operating system says of a file.
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            pending.set_exception(NotSavedError(f"step {meta.step} is not saved: {reason}"))
+            pending.set_exception(_not_saved(meta.step, error))
         else:
             pending.set_result(None)
+
+
+def _not_saved(step: int, error: Exception) -> NotSavedError:
+    # TensorStore has a type of its own for what the operating system says of a file, and hosts
+    # that wait for one in vain have another.
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return NotSavedError(f"step {step} is not saved: {reason}")
 
 
 def _done() -> Future[None]:

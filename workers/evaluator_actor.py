@@ -31,5 +31,5 @@ class EvaluatorActor:
 
         if self._evaluator is None:
             self._evaluator = Evaluator(self._job)
-        with own_checkpoint():
+        with own_checkpoint(url):
             return dataclasses.asdict(self._evaluator.evaluate(url))

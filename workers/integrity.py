@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from workers.storage import join, list_tree, open_storage, read_json, write_json
+from workers.storage import join, list_tree, naming, open_storage, read_bytes, read_json, write_json
 
 FILE_DIGESTS = "files.json"
 _SEAL = "seal"
@@ -27,15 +27,30 @@ class CorruptCheckpointError(ValueError):
     """The bytes of a checkpoint are not those that were saved."""
 
 
+class UnreadableCheckpointError(CorruptCheckpointError):
+    """They could not be read: they are damaged, or storage did not answer."""
+
+
 class CorruptOwnCheckpointError(RuntimeError):
     """A checkpoint of the very run that wants to use it: the one before it may be whole."""
 
 
 @contextlib.contextmanager
-def own_checkpoint() -> Iterator[None]:
-    """Tells damage to the run's own checkpoint from damage to a teacher's, or another run's."""
+def own_checkpoint(url: str) -> Iterator[None]:
+    """Tells damage to the run's own checkpoint from damage to a teacher's, or another run's.
+
+    Raises:
+        CorruptOwnCheckpointError: it is damaged.
+        OSError: it could not be read, and its files are whole.
+    """
     try:
         yield
+    except UnreadableCheckpointError as error:
+        try:
+            check_files(url)
+        except CorruptCheckpointError as damage:
+            raise CorruptOwnCheckpointError(str(damage)) from error
+        raise OSError(f"{error}; yet its files are those that were saved") from error
     except CorruptCheckpointError as error:
         raise CorruptOwnCheckpointError(str(error)) from error
 
@@ -76,6 +91,10 @@ def check_files(
     """
     files = {name: file for name, file in _read(url).items() if wanted(name)}
     sizes = list_tree(url)
+    for name in files.keys() - sizes.keys():
+        # A listing leaves out what it cannot look at; this raises where storage does not answer.
+        with contextlib.suppress(FileNotFoundError):
+            sizes[name] = len(read_bytes(join(url, name)))
     damaged = {
         name: "is missing" if name not in sizes else f"has {sizes[name]} bytes instead of {size}"
         for name, (size, _) in files.items()
@@ -113,7 +132,7 @@ def _digests(url: str, names: Iterable[str]) -> list[tuple[int, str]]:
 def _digest(url: str) -> tuple[int, str]:
     fs, path = open_storage(url)
     hasher, size = xxhash.xxh3_128(), 0
-    with fs.open(path, "rb") as file:
+    with naming("reading", url), fs.open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):
             assert isinstance(block, bytes)
             hasher.update(block)

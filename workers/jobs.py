@@ -16,6 +16,8 @@ class StartPoint:
     step: int = 0
     memory: Source | None = None
     """Snapshots to resume from, instead of a checkpoint."""
+    saved_step: int | None = None
+    """The newest step on storage, to which a rollback goes, where that is not `step`."""
 
 
 Work = Literal["train", "targets"]

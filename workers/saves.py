@@ -114,7 +114,7 @@ class Saves:
         if outcome is not Outcome.UNDER_WAY:
             self._leave()
         if outcome is Outcome.DONE:
-            self._saved_step, self._late = self._started_step, False
+            self._saved_step = self._started_step
         return outcome
 
     def _leave(self) -> None:
@@ -122,6 +122,9 @@ class Saves:
         self._writer.leave()
 
     def _start(self, state: TrainState, step: int) -> bool:
+        # What has not come back is before it in the queue, on each host.
+        if self._late and self._all_manage("storage", step, lambda: None):
+            self._late = False
         again = step == self._started_step
         if again and not self._all_manage("save", step, self._writer.wait_for_left):
             return False

@@ -39,9 +39,9 @@ class SnapshotKeeper:
     def put(self, snapshot: HostSnapshot) -> None:
         """Takes a snapshot over; on return it outlives the sender."""
         own = dataclasses.replace(snapshot, pieces=tuple(map(_copy, snapshot.pieces)))
-        held = self._held.setdefault(snapshot.host, [])
-        held.append(own)
-        del held[:-_KEPT_PER_HOST]
+        # Where attempts make a step again and again, the last one that all hosts have stays.
+        before = [each for each in self._held.get(own.host, []) if each.step < own.step]
+        self._held[own.host] = [*before, own][-_KEPT_PER_HOST:]
 
     def held(self) -> list[Holding]:
         return [each.holding for held in list(self._held.values()) for each in held]

@@ -1,7 +1,8 @@
 """Files on a local disk or an object store, through fsspec: atomic writes and plain reads.
 
 A name is a local path or an fsspec URL (`gs://bucket/folder`, `memory://folder`). Errors of the
-operating system keep their type and errno, and say which file was being worked on.
+operating system keep their type and errno, and say which file was being worked on; what an object
+store raises instead is an OSError too.
 """
 
 import contextlib
@@ -42,9 +43,17 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+# Of a program that is wrong, not of a storage that fails.
+_MISTAKES = (TypeError, ValueError, AttributeError, LookupError, AssertionError)
+
+
 @contextlib.contextmanager
 def naming(action: str, url: str) -> Iterator[None]:
-    """Add to errors what was being done to which file; the type and errno stay."""
+    """Add to errors what was being done to which file; the type and errno stay.
+
+    Raises:
+        OSError: also where a client of an object store has a type of its own for a failure.
+    """
     try:
         yield
     except OSError as error:
@@ -53,9 +62,11 @@ def naming(action: str, url: str) -> Iterator[None]:
             raise
         reason = f"{error.strerror}, while {action} {url}"
         raise OSError(error.errno, reason) from error
-    except Exception as error:
+    except _MISTAKES as error:
         error.add_note(f"while {action} {url}")
         raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}, while {action} {url}") from error
 
 
 @contextlib.contextmanager
@@ -122,7 +133,8 @@ def write_new(url: str, content: bytes) -> bool:
                 _sync(temporary)
                 os.link(temporary, path)  # unlike a rename, refuses to replace
         else:
-            fs.pipe_file(path, content, mode="create")
+            with naming("writing", url):
+                fs.pipe_file(path, content, mode="create")
     except FileExistsError:
         return False
     return True
@@ -177,7 +189,8 @@ def file_sha256(path: str) -> str:
 def exists(url: str) -> bool:
     """Whether there is a file or folder."""
     fs, path = open_storage(url)
-    return fs.exists(path)
+    with naming("looking for", url):
+        return fs.exists(path)
 
 
 def free_bytes(url: str) -> int | None:

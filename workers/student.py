@@ -93,7 +93,8 @@ class Student:
         self._rows = StepRows(reader, config, _local_rows(self._mesh, config.batch.rows))
         self._state, carried = begin(job, self._mesh, hooks.snapshots)
         before = settled_before(job, carried)
-        self._anomalies = Anomalies(config, before, job.skip_steps, job.start.step)
+        saved = job.start.step if job.start.saved_step is None else job.start.saved_step
+        self._anomalies = Anomalies(config, before, job.skip_steps, saved)
         self._codec = None
         self._targets = None
         self._unembedding: tuple[Unembedding, ...] = ()
