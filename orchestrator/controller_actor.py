@@ -9,8 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
@@ -23,6 +22,7 @@ from orchestrator.controller import STOP_WITHIN_S, Controller
 from orchestrator.fault_policy import LONGEST_PAUSE_S
 from orchestrator.history import read_events
 from orchestrator.launch_spec import LaunchSpec
+from orchestrator.lives import holder, insist
 from orchestrator.run_folder import LEASE_RENEWAL_S, RunFolder
 from orchestrator.run_parts import AttemptPart, EvaluationPart, PreparationPart
 from orchestrator.run_pool import make_pool
@@ -41,12 +41,10 @@ from workers.tally import Tally
 TICK_S = 0.2
 LOOK_AT_STORAGE_S = 1.0
 TELL_OF_STORAGE_EVERY_S = 60.0
-INSIST_EVERY_S = 5.0
 NOTICE_S = 600.0
 """A machine that has longer to live is still worked on."""
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class ControllerActor:
@@ -58,16 +56,16 @@ class ControllerActor:
         self._folder = RunFolder(spec.storage_url, spec.name)
         logging.getLogger().addHandler(LogSegments(self._folder.url, f"controller-{self._life}"))
         self._events = EventWriter(self._folder.url, f"controller-{self._life}")
-        self._config: RunConfig = _insist(self._folder.config)
-        holder = _holder() or self._life
-        self._epoch = _insist(lambda: take_epoch(spec.run_url, holder, spec.address))
+        self._config: RunConfig = insist(self._folder.config)
+        this = holder() or self._life
+        self._epoch = insist(lambda: take_epoch(spec.run_url, this, spec.address))
         self._pulse = StudentPulse()
         self._watch = Watch(self._config.watchdog)
         self._looked_at_s = self._renewed_at_s = 0.0
         self._pool = make_pool(spec, self._config, self._events.say)
         self._tracking = TrackingPart(self._folder.url, self._config, spec)
         self._clock_ahead_s = time.time() - time.monotonic()
-        self._machine = Controller(self._config, _insist(self._load_snapshot))
+        self._machine = Controller(self._config, insist(self._load_snapshot))
         self._remembered: Snapshot | None = None
         self._heard: list[run_state.Event] = []
         self._actions: list[run_state.Action] = []
@@ -120,8 +118,8 @@ class ControllerActor:
 
     def _take_up(self) -> None:
         snapshot = self._machine.snapshot
-        away_s = _insist(self._folder.lease_age_s)
-        _insist(lambda: self._folder.write_lease(self._life, self._spec.address))
+        away_s = insist(self._folder.lease_age_s)
+        insist(lambda: self._folder.write_lease(self._life, self._spec.address))
         state = snapshot.state.value
         self._events.say("controller_started", pid=os.getpid(), state=state, away_s=away_s)
         if snapshot.state is State.PREPARING:
@@ -348,31 +346,6 @@ class ControllerActor:
         }
         self._folder.write_status(status)
         self._tracking.gauge(status)
-
-
-def _holder() -> str | None:
-    """What names this actor in all its lives; None outside of one."""
-    return ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
-
-
-def _is_restarted() -> bool:
-    return ray.is_initialized() and bool(ray.get_runtime_context().was_current_actor_reconstructed)
-
-
-def _insist(work: Callable[[], T]) -> T:
-    """What `work` gets from storage, for which a controller that Ray has restarted waits.
-
-    The students train on meanwhile, and Ray would not start it once more: an actor that fails as
-    it is made is dead for good. At the launch somebody is there to hear of it.
-    """
-    while True:
-        try:
-            return work()
-        except OSError as error:
-            if not _is_restarted():
-                raise
-            _log.warning("Storage does not answer, will try again: %s", error)
-            time.sleep(INSIST_EVERY_S)
 
 
 def _event_of(command: dict[str, Any]) -> run_state.Event:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from configs.load import parse_run
-from orchestrator import controller_actor
+from orchestrator import controller_actor, lives
 from orchestrator.controller_actor import ControllerActor
 from orchestrator.history import read_events
 from orchestrator.launch_spec import LaunchSpec
@@ -341,11 +341,11 @@ def test_a_life_that_ray_started_waits_for_storage(world: World, monkeypatch: py
         if len(pauses_s) == 2:
             mend_storage(folder)
 
-    monkeypatch.setattr(controller_actor.time, "sleep", sleep)
+    monkeypatch.setattr(lives.time, "sleep", sleep)
     break_storage(folder)
     with pytest.raises(NotADirectoryError):  # at a launch, whoever launches hears of it
         world.life()
-    monkeypatch.setattr(controller_actor, "_is_restarted", lambda: True)
+    monkeypatch.setattr(lives, "is_restarted", lambda: True)
     actor = world.life()
     assert len(pauses_s) == 2
     assert actor._machine.snapshot.state is State.TRAINING
