@@ -6,9 +6,11 @@ computes on the CPU.
 
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 from configs.topology import Topology, slice_topology
 from orchestrator.cpu_devices import cpu_devices
 from orchestrator.slices import POD_TYPE, SLICE_NAME, TOPOLOGY, WORKER_ID
+
+_ENDED_WITHIN_S = 20.0
 
 
 class SimulatedCluster:
@@ -86,7 +90,8 @@ def simulated_cluster(
     shape = slice_topology(accelerator, topology)
     with contextlib.ExitStack() as stack:
         if temp_dir is None:
-            temp_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sh-")))
+            temp_dir = Path(tempfile.mkdtemp(prefix="sh-"))
+            stack.callback(_remove, temp_dir)
         _check_socket_length(temp_dir)
         ray_dir = temp_dir / "ray"
         ray_dir.mkdir(parents=True, exist_ok=True)
@@ -147,6 +152,18 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _remove(folder: Path) -> None:
+    """Some of Ray's agents write on for a moment after they have been ended."""
+    deadline = time.monotonic() + _ENDED_WITHIN_S
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _check_socket_length(temp_dir: Path) -> None:

@@ -81,7 +81,7 @@ def chaos(faults: list[Fault], console: Console) -> list[Outcome]:
                 console.print(f"{fault.name}: not tried, this process may not make a {fault.takes}")
                 continue
             outcomes.append(disturb(run, fault))
-            console.print(" | ".join(outcomes[-1].row), highlight=False)
+            console.print(" | ".join(outcomes[-1].row), highlight=False, soft_wrap=True)
         run.stop()
         run.compare()
     return outcomes

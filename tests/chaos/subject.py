@@ -111,14 +111,14 @@ class Subject:
         assert not Path(tempfile.gettempdir(), f"stillhouse-train-{run_id}").exists()
         assert read_ledger(self.folder) is not None, "the time is accounted for, by any clock"
 
-    def finish(self) -> None:
-        wait_until(lambda: self.folder.lease() is None and "state" in self.status())
+    def finish(self, within_s: float = 240.0) -> None:
+        wait_until(lambda: self.folder.lease() is None and "state" in self.status(), within_s)
         assert self.status()["state"] in ("stopped", "finished"), self.status()
 
     def compare(self) -> None:
         """With a run of the same length that nothing happens to."""
         num_steps = len(read_steps(self.folder.url))
         undisturbed = Subject(self.world, "undisturbed", num_steps)
-        undisturbed.finish()
+        undisturbed.finish(within_s=240.0 + num_steps)
         assert undisturbed.faults() == []
         assert_same_run(self.folder, undisturbed.folder)
