@@ -19,8 +19,8 @@ os.environ["STILLHOUSE_CACHE"] = tempfile.mkdtemp(prefix="sh-cache-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["STILLHOUSE_CACHE"] + "/jax"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["RAY_AUTH_MODE"] = "disabled"
-# Else what Ray starts gives way to the other tests, and a test of a run takes several times as long.
-os.environ["RAY_worker_niceness"] = "0"
+# Else what Ray starts gives way to the other tests, and a run takes several times as long.
+os.environ |= {"RAY_worker_niceness": "0"}
 os.environ.setdefault("WANDB_MODE", "offline")
 
 from jaxtyping import install_import_hook
