@@ -197,6 +197,7 @@ def test_storage_that_does_not_answer_holds_up_no_step(
 
     def progress(line: dict[str, Any]) -> None:
         if line["step"] == NUM_STEPS:
+            monkeypatch.setattr("workers.saves.NUM_LOOKS", 300)
             answers.set()
 
     monkeypatch.setattr("workers.saves.write_atomic", wait)

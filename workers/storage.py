@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,11 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-# Of a program that is wrong, not of a storage that fails.
-_MISTAKES = (TypeError, ValueError, AttributeError, LookupError, AssertionError)
+# Of what is read, or of a program that is wrong, and not of a storage that fails.
+_NOT_OF_STORAGE = (
+    *(TypeError, ValueError, AttributeError, LookupError, AssertionError),
+    *(EOFError, zlib.error),
+)
 
 
 @contextlib.contextmanager
@@ -62,7 +66,7 @@ def naming(action: str, url: str) -> Iterator[None]:
             raise
         reason = f"{error.strerror}, while {action} {url}"
         raise OSError(error.errno, reason) from error
-    except _MISTAKES as error:
+    except _NOT_OF_STORAGE as error:
         error.add_note(f"while {action} {url}")
         raise
     except Exception as error:

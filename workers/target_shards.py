@@ -122,10 +122,11 @@ def list_shard(url: str) -> dict[RowId, Extent]:
     fs, path = open_storage(url)
     try:
         with naming("reading", url), fs.open(path, "rb") as file:
-            archive = zipfile.ZipFile(cast(IO[bytes], file))
-            extents = _extents(archive)
-    except _DAMAGE as error:
-        raise DamagedTargetsError(f"has no readable directory: {error}") from error
+            try:
+                archive = zipfile.ZipFile(cast(IO[bytes], file))
+                extents = _extents(archive)
+            except _DAMAGE as error:
+                raise DamagedTargetsError(f"has no readable directory: {error}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a place before the file's first byte
             raise
