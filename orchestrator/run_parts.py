@@ -124,8 +124,8 @@ class AttemptPart:
         epoch: int,
     ) -> None:
         """Launches an attempt from the newest snapshot or checkpoint, or where the run begins."""
-        # A controller that died may not have come to it.
-        self.kill(action.attempt - 1)
+        if _is_there(attempt_name(self._spec.run_id, action.attempt - 1)):
+            self.kill(action.attempt - 1)  # a controller that died may not have come to it
         job = StudentJob(
             config=on_slices(self._config, action.num_slices),
             storage_url=self._spec.storage_url,
@@ -278,3 +278,11 @@ class EvaluationPart:
             num_cpus=self._config.evaluation.cpus,
             runtime_env=_CPU,
         )
+
+
+def _is_there(actor: str) -> bool:
+    try:
+        ray.get_actor(actor, NAMESPACE)
+    except ValueError:
+        return False
+    return True

@@ -27,7 +27,7 @@ def test_a_run_finds_what_was_built_ahead_of_it(storage: Path, address: str) -> 
             [sys.executable, "-m", "orchestrator", *command, str(file), "--address", address],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -175,7 +175,7 @@ def _run_gang(job_file: Path, lift_at: tuple[int, int]) -> list[str]:
         for host in range(2)
     ]
     try:
-        told = [host.communicate(timeout=200)[0].splitlines() for host in hosts]
+        told = [host.communicate(timeout=600)[0].splitlines() for host in hosts]
     finally:
         for host in hosts:
             host.kill()
