@@ -44,7 +44,7 @@ sizes = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 seeds = st.integers(0, 2**31 - 1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(sizes, st.data(), seeds)
 def test_each_epoch_is_a_permutation_of_a_source(num_rows, data, seed):
     weights = data.draw(st.lists(st.integers(1, 5), min_size=len(num_rows), max_size=len(num_rows)))
@@ -79,7 +79,7 @@ def test_epochs_sources_and_seeds_have_orders_of_their_own():
     assert tuple(range(50)) not in orders
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=10)
 @given(
     st.lists(st.floats(0.01, 10), min_size=1, max_size=5),
     st.integers(0, 10**9),

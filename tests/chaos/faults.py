@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from ray._private.test_utils import RayletKiller, WorkerKillerActor, get_and_run_resource_killer
 
+from orchestrator import catalogue
 from orchestrator.attempt import attempt_name
 from tests.broken_storage import break_storage, mend_storage
 from tests.chaos.disk import Disk
@@ -217,29 +218,27 @@ def _(run: Subject) -> None:
 
 @fault("a bit flipped", "newest checkpoint")
 def _(run: Subject) -> None:
-    with run.before_a_restart():
-        flip_bit(newest_params(run.folder.url))
+    with damage_to_the_newest(run) as path:
+        flip_bit(path)
 
 
 @fault("cut off", "newest checkpoint")
 def _(run: Subject) -> None:
-    with run.before_a_restart():
-        path = newest_params(run.folder.url)
+    with damage_to_the_newest(run) as path:
         path.write_bytes(path.read_bytes()[:-1])
 
 
 @fault("half of it zeros", "newest checkpoint")
 def _(run: Subject) -> None:
-    with run.before_a_restart():
-        path = newest_params(run.folder.url)
+    with damage_to_the_newest(run) as path:
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
 
 
 @fault("a file lost", "newest checkpoint")
 def _(run: Subject) -> None:
-    with run.before_a_restart():
-        newest_params(run.folder.url).unlink()
+    with damage_to_the_newest(run) as path:
+        path.unlink()
 
 
 @fault("a bit flipped", "snapshots in memory")
@@ -302,6 +301,15 @@ def new_fault(run: Subject) -> Iterator[None]:
     before = len(run.faults())
     yield
     wait_until(lambda: len(run.faults()) > before)
+
+
+@contextlib.contextmanager
+def damage_to_the_newest(run: Subject) -> Iterator[Path]:
+    """The largest file of the newest checkpoint's parameters, which is found to be damaged."""
+    with run.before_a_restart():
+        step = catalogue.committed_steps(run.folder.url)[-1]
+        yield newest_params(run.folder.url)
+    wait_until(lambda: step in {e["step"] for e in run.events("checkpoint_quarantined")})
 
 
 def wrong_clock(run: Subject, ahead_s: float) -> None:
