@@ -292,7 +292,8 @@ def _(run: Subject) -> None:
 
 @fault("away", "W&B")
 def _(run: Subject) -> None:
-    assert run.processes("_Mirror"), "it has tried from the beginning"
+    # It has tried from the beginning, and does not give up.
+    wait_until(lambda: bool(run.processes("_Mirror")))
 
 
 @contextlib.contextmanager
