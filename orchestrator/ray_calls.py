@@ -20,6 +20,12 @@ def beside_me() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
+def light_beside_me() -> dict[str, Any]:
+    """Options of an actor that needs next to nothing, on the caller's machine as `beside_me`."""
+    # Ray leases what asks for nothing from any machine, and waits for one that has just died.
+    return {"num_cpus": 0, "memory": 1, "scheduling_strategy": beside_me()}
+
+
 def is_ready(reference: Any) -> bool:
     """Whether a call has an answer, or an error; returns at once."""
     return bool(ray.wait([reference], timeout=0)[0])
