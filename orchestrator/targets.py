@@ -135,7 +135,7 @@ def build_and_follow(
     Raises:
         ValueError: the run needs no targets or keeps none, or the name is taken.
     """
-    building = _building_config(config, num_steps, num_teachers)
+    building = building_config(config, num_steps, num_teachers)
     folder = run_folder(building)
     if folder.exists():
         if folder.identity().get("work") != "targets":
@@ -155,10 +155,18 @@ def build_and_follow(
     return launch_and_follow(building, address, console, "targets")
 
 
-def _building_config(
-    config: RunConfig, num_steps: int | None, num_teachers: int | None
+def building_config(
+    config: RunConfig, num_steps: int | None = None, num_teachers: int | None = None
 ) -> RunConfig:
-    """A run's configuration, for one CPU host that asks for the same rows."""
+    """A run's configuration, for one CPU host that asks for the same rows.
+
+    Args:
+        num_steps: how many steps' targets are built; None: all.
+        num_teachers: replicas; None: the run's.
+
+    Raises:
+        ValueError: the run needs no targets, or keeps none.
+    """
     if config.teacher is None or not config.distilled:
         raise ValueError(f"{config.name} is not distilled: it needs no targets")
     if not config.teacher.cache_bytes:

@@ -19,6 +19,7 @@ from workers.record import EVENTS, STEPS, LogSegments
 from workers.targets_protocol import CACHE, LABELS
 
 _ACCOUNT_EVERY_S = 30.0  # of a million steps it takes most of a second
+_TRY_AGAIN_AFTER_S = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,10 @@ def wandb_mode(config: TrackingConfig, has_key: bool) -> str:
 
 
 class _Mirror:
-    """Tails the record into one W&B run, under the run's own id across all restarts."""
+    """Tails the record into one W&B run, under the run's own id across all restarts.
+
+    Reads nothing as it is made: an actor that fails then is dead for good.
+    """
 
     def __init__(self, spec: LaunchSpec, config: RunConfig):
         logging.getLogger().addHandler(LogSegments(spec.run_url, "wandb"))
@@ -68,16 +72,13 @@ class _Mirror:
         self._events: list[dict[str, Any]] = []
         self._step_times: dict[int, StepTimes] = {}
         self._news, self._accounted_at_s = False, -math.inf
-        position = self._folder.tracking()
-        self._last_step = position["step"]
-        self._evaluated = set(position["evaluated"])
+        self._last_step, self._evaluated = 0, set[int]()
         self._run: Any = None
-        try:
-            self._run = self._init()
-        except Exception:
-            _log.exception("W&B could not be started; the run goes on without it")
+        self._begin_at_s = -math.inf
 
     def mirror(self, status: dict[str, Any]) -> None:
+        if self._run is None:
+            self._begin()
         if self._run is None:
             return
         try:
@@ -93,6 +94,20 @@ class _Mirror:
             self._run.finish()
         except Exception:
             _log.exception("W&B did not take the last lines; they stay in the record")
+
+    def _begin(self) -> None:
+        """Takes up where the last mirror ended; if it cannot now, then at a later call."""
+        if time.monotonic() < self._begin_at_s:
+            return
+        try:
+            position = self._folder.tracking()
+            self._last_step = position["step"]
+            self._evaluated = set(position["evaluated"])
+            self._run = self._init()
+        except Exception:
+            again = f"it is tried again after {_TRY_AGAIN_AFTER_S:.0f} s"
+            _log.exception("W&B could not be started; the run goes on without it, and %s", again)
+            self._begin_at_s = time.monotonic() + _TRY_AGAIN_AFTER_S
 
     def _init(self) -> Any:
         import wandb

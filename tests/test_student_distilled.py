@@ -19,7 +19,7 @@ from configs.distillation import CodecConfig
 from configs.run import RunConfig
 from model.sharding import make_mesh
 from orchestrator.history import read_events, read_steps
-from orchestrator.targets import _building_config
+from orchestrator.targets import building_config
 from tests.checkpoints import fresh_state, save_state
 from tests.runs import VOCAB_SIZE
 from tests.students import NUM_STEPS, Beside, StopAfter, config_of, continued, job_of, losses
@@ -147,7 +147,7 @@ def test_targets_built_ahead_are_those_of_the_run(text_storage, distilled, facts
     )
     (text_storage / "ahead").mkdir()
     (text_storage / "ahead" / "datasets").symlink_to(text_storage / "datasets")
-    building = dataclasses.replace(job, config=_building_config(config, None, None))
+    building = dataclasses.replace(job, config=building_config(config))
     stopped = build_targets(building, Beside(teacher[0]), StopAfter(2).hooks())
     assert stopped.stopped and stopped.step == 2
     lines: list[dict[str, Any]] = []
@@ -163,7 +163,7 @@ def test_targets_built_ahead_are_those_of_the_run(text_storage, distilled, facts
     assert [line["targets"]["digest"] for line in lines] == ledger_of(distilled[0])
 
     small = config_of(text_storage, "small", distilled=True, cache_bytes=1000)
-    job = dataclasses.replace(building, config=_building_config(small, None, None))
+    job = dataclasses.replace(building, config=building_config(small))
     shutil.rmtree(text_storage / "ahead" / "targets")
     with pytest.raises(ValueError, match=r"Not all targets .* \(teacher.cache_bytes\); make room"):
         build_targets(job, idle, Hooks())

@@ -1,8 +1,10 @@
 """W&B mirrors the record, and costs the run nothing, whatever it does."""
 
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,20 +199,47 @@ def test_a_new_mirror_goes_on_where_the_last_one_was(spec: LaunchSpec, fake: Fak
     assert fake.named("train/step") == [3, 3]
 
 
-def test_a_wandb_that_cannot_start_stops_nothing(
-    spec: LaunchSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_keeps_it_from_starting_stops_nothing_and_is_tried_again(
+    spec: LaunchSpec,
+    fake: FakeRun,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
-    def refuse(**options: Any) -> None:
-        raise CommError("the server is down")
+    now_s = [1000.0]
+    errors: list[Exception | None] = [
+        OSError("the storage is away"),
+        CommError("the server is down"),
+    ]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0], time=time.time)
+    monkeypatch.setattr("orchestrator.tracking.time", clock)
 
-    monkeypatch.setattr(wandb, "init", refuse)
+    def read() -> dict[str, Any]:
+        if isinstance(errors[0], OSError):
+            raise errors[0]
+        return {"step": 1, "evaluated": []}
+
+    def init(**options: Any) -> FakeRun:
+        if errors[0] is not None:
+            raise errors[0]
+        return fake
+
+    monkeypatch.setattr(wandb, "init", init)
     mirror = mirror_of(spec)
-    write_steps(spec, 1, 1)
+    monkeypatch.setattr(mirror._folder, "tracking", read)
+    write_steps(spec, 1, 1, 2, 3)
     mirror.mirror(STATUS)
-    mirror.finish()
-    assert "W&B could not be started" in caplog.text
+    assert "the storage is away" in caplog.text
+    errors[:] = errors[1:]
+    mirror.mirror(STATUS)
+    assert "the server is down" not in caplog.text, "it has just been tried"
+    now_s[0] += 61
+    mirror.mirror(STATUS)
     assert "the server is down" in caplog.text
-    assert RunFolder(spec.storage_url, spec.name).tracking()["step"] == 0
+    mirror.finish()
+    errors[:] = [None]
+    now_s[0] += 61
+    mirror.mirror(NO_TEACHERS)
+    assert fake.named("train/step") == [2, 3], "from where the last mirror was"
 
 
 def test_a_wandb_that_takes_nothing_for_a_while_stops_nothing(
@@ -232,6 +261,7 @@ def test_a_wandb_that_cannot_finish_stops_nothing(
     spec: LaunchSpec, fake: FakeRun, monkeypatch: pytest.MonkeyPatch
 ):
     mirror = mirror_of(spec)
+    mirror.mirror(NO_TEACHERS)
 
     def refuse() -> None:
         raise RuntimeError("the server is down")
@@ -245,9 +275,9 @@ def test_wandb_itself_takes_the_run_offline(spec: LaunchSpec, monkeypatch: pytes
     write_steps(spec, 1, 1, 2)
     RunFolder(spec.storage_url, spec.name).write_evaluation(evaluation(2))
     mirror = mirror_of(spec)
+    mirror.mirror(STATUS)
     assert mirror._run is not None
     assert mirror._run.id == "run-0123"
-    mirror.mirror(STATUS)
     summary = dict(mirror._run.summary)
     mirror.finish()
     assert summary["train/loss"] == 4.0
