@@ -105,6 +105,7 @@ class _Mirror:
             self._evaluated = set(position["evaluated"])
             self._run = self._init()
         except Exception:
+            _forget_wandb()
             again = f"it is tried again after {_TRY_AGAIN_AFTER_S:.0f} s"
             _log.exception("W&B could not be started; the run goes on without it, and %s", again)
             self._begin_at_s = time.monotonic() + _TRY_AGAIN_AFTER_S
@@ -175,6 +176,13 @@ class _Mirror:
             self._run.log(
                 {"train/step": self._last_step, "goodput/share": ledger.goodput, **totals}
             )
+
+
+def _forget_wandb() -> None:
+    """Ends what W&B has begun in this process, or it would say that the run's id is in use."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _train_metrics(line: dict[str, Any]) -> dict[str, float]:

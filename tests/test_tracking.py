@@ -289,6 +289,25 @@ def test_wandb_itself_takes_the_run_offline(spec: LaunchSpec, monkeypatch: pytes
     assert position == {"step": 2, "evaluated": [2]}
 
 
+def test_wandb_itself_can_be_tried_again(
+    spec: LaunchSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    wandb.teardown()  # it reads the environment once
+    monkeypatch.setattr("orchestrator.tracking._TRY_AGAIN_AFTER_S", 0.0)
+    modes = iter(["online", "offline"])
+    monkeypatch.setattr("orchestrator.tracking.wandb_mode", lambda tracking, has_key: next(modes))
+    write_steps(spec, 1, 1, 2)
+    mirror = mirror_of(spec)
+    mirror.mirror(NO_TEACHERS)
+    assert "W&B could not be started" in caplog.text
+    mirror.mirror(NO_TEACHERS)
+    mirror.finish()
+    assert RunFolder(spec.storage_url, spec.name).tracking()["step"] == 2
+
+
 @pytest.mark.parametrize(
     ("setting", "has_key", "mode"),
     [
