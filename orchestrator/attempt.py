@@ -16,7 +16,7 @@ from configs.run import ClusterConfig
 from configs.topology import slice_topology
 from orchestrator.cpu_devices import cpu_devices
 from orchestrator.fault_policy import PREEMPTED, Failure
-from orchestrator.ray_calls import light_beside_me, start_actor
+from orchestrator.ray_calls import beside_me, start_actor
 from workers.anomalies import RollbackError
 from workers.student_host import NAMESPACE, train_loop
 
@@ -67,7 +67,7 @@ def start_attempt(run_id: str, attempt: int, payload: dict[str, Any], scratch: s
     return start_actor(
         AttemptDriver,
         *(payload, name, scratch),
-        **light_beside_me(),
+        **beside_me(),
         max_restarts=0,
         max_concurrency=16,  # each life of the controller may leave a call behind
         name=name,

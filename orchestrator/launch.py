@@ -223,8 +223,7 @@ def _controller(spec: LaunchSpec) -> Any:
     return start_actor(
         ControllerActor,
         spec,
-        num_cpus=0,
-        scheduling_strategy=beside_me(),
+        **beside_me(),
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=16,

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import ray
 
 from orchestrator.pool_members import Members
-from orchestrator.ray_calls import start_actor
+from orchestrator.ray_calls import beside_me, start_actor
 from orchestrator.teacher_groups import GroupedPool
 from orchestrator.teacher_pool import num_serving
 from workers.jobs import TeacherJob
@@ -152,7 +152,7 @@ def start_keeper(pool: str, *args: Any) -> Any:
     return start_actor(
         PoolKeeper,
         *(pool, *args),
-        num_cpus=0,
+        **beside_me(),
         max_restarts=-1,
         name=keeper_name(pool),
         namespace=NAMESPACE,

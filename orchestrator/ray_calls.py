@@ -11,19 +11,16 @@ def start_actor(cls: type, *args: Any, **options: Any) -> Any:
     return ray.remote(**options)(cls).remote(*args)
 
 
-def beside_me() -> NodeAffinitySchedulingStrategy:
-    """Places an actor on the caller's machine while that is there.
+def beside_me() -> dict[str, Any]:
+    """Options of an actor that needs next to nothing, on the caller's machine while that is there.
 
     What drives a run should not go down with one of its slices; a launch is most often made from
     the cluster's head.
     """
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-
-
-def light_beside_me() -> dict[str, Any]:
-    """Options of an actor that needs next to nothing, on the caller's machine as `beside_me`."""
-    # Ray leases what asks for nothing from any machine, and waits for one that has just died.
-    return {"num_cpus": 0, "memory": 1, "scheduling_strategy": beside_me()}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Ray asks any machine, even one that has just died, to place what needs nothing, and that
+    # machine keeps it. For what needs something it asks the caller's.
+    return {"num_cpus": 0, "memory": 1, "scheduling_strategy": here}
 
 
 def is_ready(reference: Any) -> bool:

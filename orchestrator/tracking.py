@@ -13,7 +13,7 @@ from configs.run import RunConfig, TrackingConfig
 from orchestrator.goodput import StepTimes, account, is_telling
 from orchestrator.history import Tail
 from orchestrator.launch_spec import LaunchSpec
-from orchestrator.ray_calls import answer, light_beside_me, start_actor
+from orchestrator.ray_calls import answer, beside_me, start_actor
 from orchestrator.run_folder import RunFolder
 from workers.record import EVENTS, STEPS, LogSegments
 from workers.targets_protocol import CACHE, LABELS
@@ -30,8 +30,7 @@ class TrackingPart:
     def __init__(self, run_url: str, config: RunConfig, spec: LaunchSpec):
         self._actor: Any = None
         if config.tracking.wandb != "off":
-            options = {**light_beside_me(), "max_restarts": -1}
-            self._actor = start_actor(_Mirror, spec, config, **options)
+            self._actor = start_actor(_Mirror, spec, config, **beside_me(), max_restarts=-1)
 
     def gauge(self, status: dict[str, Any]) -> None:
         """A new state of things, to be mirrored with the steps since."""
