@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from configs.load import parse_run
@@ -16,6 +17,7 @@ from configs.run import RunConfig
 from orchestrator import history
 from orchestrator.cluster import SimulatedCluster, simulated_cluster
 from orchestrator.launch import connect, create_run, start_controller
+from orchestrator.ray_calls import answer, beside_me, start_actor
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
 from tests.distilled_runs import ENDLESS, distilled_values, step_of, wait_until
@@ -25,6 +27,13 @@ from tests.same_run import assert_same_run
 pytestmark = pytest.mark.cluster
 
 EVERY_STEPS = 8
+
+
+class Placed:
+    """Tells where it is."""
+
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +68,16 @@ def undisturbed(cluster: SimulatedCluster, storage: Path, disturbed: RunFolder) 
     folder = launch(cluster, storage, "undisturbed", len(history.read_steps(disturbed.url)))
     wait_for_end(folder, State.FINISHED)
     return folder
+
+
+def test_what_drives_a_run_is_placed_beside_its_caller(cluster: SimulatedCluster) -> None:
+    actors = [start_actor(Placed, **beside_me()) for _ in range(6)]
+    try:
+        places = {answer(actor.node.remote()) for actor in actors}
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    assert places == {Placed().node()}
 
 
 def test_undisturbed_run_is_complete(undisturbed: RunFolder) -> None:
