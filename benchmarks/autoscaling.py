@@ -19,7 +19,7 @@ from orchestrator.teacher_scaling import TARGET_UTILISATION
 
 ENDLESS = 10**6  # steps: the run goes on until it is told to stop
 ROWS_PER_BATCH = 8
-# When slow, two replicas would be too few by more than the noise.
+# Of one replica, at the student's pace. When slow, two would be too few by more than the noise.
 LOAD, SLOWER = 0.55, 4
 CALM_S = 25.0
 
@@ -120,18 +120,17 @@ def _tell(slow_at_s: float, fast_at_s: float, grown: list[Line], shrunk: list[Li
     before, after = grown[0]["stall_share"], grown[-1]["stall_share"]
     tell(
         {
-            "replicas_when_slow": Figure(grown[-1]["teachers"], "1", _right(grown[-1])),
+            "replicas_when_slow": Figure(grown[-1]["teachers"], "1", _right(SLOWER * LOAD)),
             "first_growth_after_s": Figure(grown[0]["time_s"] - slow_at_s, "s"),
             "last_effect_after_s": Figure(grown[-1]["time_s"] - slow_at_s, "s"),
             "stall_before_scaling": Figure(before, "share of step time"),
             "stall_after_scaling": Figure(after, "share of step time", "<= 0.02"),
-            "replicas_when_fast_again": Figure(shrunk[-1]["teachers"], "1", _right(shrunk[-1])),
+            "replicas_when_fast_again": Figure(shrunk[-1]["teachers"], "1", _right(LOAD)),
             "shrunk_after_s": Figure(shrunk[-2]["time_s"] - fast_at_s, "s"),
         }
     )
 
 
-def _right(effect: Line) -> str:
-    """How many replicas the student keeps as busy as they should be, by what came of a change."""
-    load = effect["utilisation"] * effect["teachers"] / (1 - effect["stall_share"])
+def _right(load: float) -> str:
+    """How many replicas a load keeps as busy as they should be."""
     return str(math.ceil(load / TARGET_UTILISATION))
