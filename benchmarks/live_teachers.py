@@ -20,6 +20,7 @@ from benchmarks.runs import (
     step_rate,
 )
 from configs.run import RunConfig
+from orchestrator.history import Line
 from orchestrator.launch import connect, create_run
 from orchestrator.targets import building_config
 from workers.dataset import load_manifest
@@ -38,19 +39,21 @@ BLOCK_STEPS = 40
 # can do on one core.
 STUDENT = {"preset": "student-small", "num_layers": 4}
 
-Lines = list[dict[str, Any]]
-
 
 class Block(NamedTuple):
     """The lines of steps in a row whose targets were all live, or all stored."""
 
     live: bool
-    lines: Lines
+    lines: list[Line]
 
 
 @click.command()
 @click.option(
-    "--blocks", default=15, show_default=True, help=f"Of {BLOCK_STEPS} steps; the first warms up."
+    "--blocks",
+    default=15,
+    show_default=True,
+    type=click.IntRange(min=3),
+    help=f"Of {BLOCK_STEPS} steps; the first warms up.",
 )
 def live(blocks: int) -> None:
     """A student's step rate with live teachers over that with the same targets stored.
@@ -93,20 +96,19 @@ def _blocks(storage: Path, kind: str, num_blocks: int, address: str) -> list[Blo
     folder = create_run(config)
     bring_up(folder, **TEACHERS[kind])
     lines = run_to_end(folder, address, own_core=True)
-    for line in lines:
-        origins = set(line["targets"]["from"])
-        assert (CACHE not in origins) if _is_live(line) else (origins == {CACHE}), line
-    # While the last steps of a block are made, the next block's targets are asked for.
-    lines = [line for line in lines if _place(line) < BLOCK_STEPS - PREFETCH_STEPS]
-    return [Block(is_live, list(block)) for is_live, block in groupby(lines, _is_live)][1:]
+    blocks = []
+    for is_live, block in groupby(lines, lambda line: _is_live(line["step"] - 1)):
+        of_block = list(block)
+        origins = {origin for line in of_block for origin in line["targets"]["from"]}
+        assert (CACHE not in origins) if is_live else (origins == {CACHE}), origins
+        # While its last steps are made, the next block's targets are asked for.
+        blocks.append(Block(is_live, of_block[:-PREFETCH_STEPS]))
+    return blocks[1:]
 
 
-def _place(line: dict[str, Any]) -> int:
-    return (line["step"] - 1) % BLOCK_STEPS
-
-
-def _is_live(line: dict[str, Any]) -> bool:
-    return (line["step"] - 1) // BLOCK_STEPS % 2 == 0
+def _is_live(index: int) -> bool:
+    """Whether the targets of a step, counted from 0, are asked for."""
+    return index // BLOCK_STEPS % 2 == 0
 
 
 def _keep_every_second_block(config: RunConfig, key: str) -> None:
@@ -116,7 +118,7 @@ def _keep_every_second_block(config: RunConfig, key: str) -> None:
     kept = {
         row_at(manifest, weights, config.seed, place)
         for place in range(config.steps * rows_per_step)
-        if place // rows_per_step // BLOCK_STEPS % 2 == 1
+        if not _is_live(place // rows_per_step)
     }
     folder = targets_folder(config.storage, key)
     for shard in [f"{folder}/{name}" for name in list_tree(folder) if name.endswith(SUFFIX)]:
@@ -137,7 +139,7 @@ def _tell(done: dict[str, list[Block]]) -> None:
             name: [line for block in blocks if block.live == is_live for line in block.lines]
             for name, is_live in (("live", True), ("cached", False))
         }
-        ratios = sorted(map(_ratio, *zip(*pairwise(blocks), strict=True)))
+        ratios = sorted(_ratio(*pair) for pair in pairwise(blocks))
         ratio = statistics.median(ratios)
         busy_s = sum(line["teacher_busy_s"] for line in arms["live"])
         load = busy_s / sum(line["step_s"] for line in arms["live"])

@@ -104,10 +104,10 @@ class _Mirror:
             self._evaluated = set(position["evaluated"])
             self._run = self._init()
         except Exception:
-            _forget_wandb()
             again = f"it is tried again after {_TRY_AGAIN_AFTER_S:.0f} s"
             _log.exception("W&B could not be started; the run goes on without it, and %s", again)
             self._begin_at_s = time.monotonic() + _TRY_AGAIN_AFTER_S
+            _forget_wandb()
 
     def _init(self) -> Any:
         import wandb
