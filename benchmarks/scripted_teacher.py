@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from configs.run import TeacherConfig
+from workers.dataset import RowId
 from workers.jobs import TeacherJob
-from workers.rows import RowId
 from workers.serve_teacher import TeacherReplica
 from workers.targets_protocol import MIXED, Row, Scored, TargetRequest, TargetSpec, row_digest
 

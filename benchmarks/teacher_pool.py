@@ -30,7 +30,7 @@ from orchestrator.launch import connect
 from orchestrator.teacher_pool import TeacherPool
 from workers.asking import PatientSource
 from workers.code_identity import code_digest
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.serve_replicas import ServeReplicas
 from workers.targets_protocol import row_digest
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from workers import storage
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.target_cache import TargetCache, targets_folder
 from workers.targets_protocol import MIXED, TargetChunk, TargetSpec, row_digest
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.target_cache import TargetCache
 from workers.targets_protocol import TargetChunk, TargetSpec, row_digest
 

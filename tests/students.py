@@ -9,9 +9,9 @@ from configs.run import RunConfig
 from orchestrator.history import read_steps
 from tests.checkpoints import tiny_config
 from workers.checkpoint import checkpoint_url
+from workers.dataset import RowId
 from workers.jobs import StartPoint, StudentJob
 from workers.preparer import Prepared
-from workers.rows import RowId
 from workers.student import STOP_SIGNAL, Hooks
 from workers.targets_protocol import Answer, TargetRequest, TargetSource, TeacherUnavailableError
 from workers.teacher import Teacher

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from model.targets import wire_view
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.target_stream import TargetStream
 from workers.targets_protocol import (
     MIXED,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from workers.asking import PatientSource, Try
+from workers.dataset import RowId
 from workers.patience import DEATHS_OF_A_POISONED_ROW, Patience, PoisonedRowError, Suspects
-from workers.rows import RowId
 from workers.targets_protocol import (
     MIXED,
     Answer,

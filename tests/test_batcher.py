@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from workers import batcher
 from workers.batcher import Batcher
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.targets_protocol import MIXED, Row, Scored, TargetChunk, TargetRequest, TargetSpec
 
 SPEC = TargetSpec("dataset", "teacher", "codec", 0, MIXED)

@@ -19,8 +19,9 @@ from orchestrator import history
 from orchestrator.cpu_devices import cpu_devices
 from tests.distilled_runs import ENDLESS, DistilledRun, wait_until
 from tests.same_run import assert_same_steps
+from workers.dataset import RowId
 from workers.patience import DEATHS_OF_A_POISONED_ROW, PoisonedRowError
-from workers.rows import RowId, RowReader
+from workers.rows import RowReader
 from workers.step_rows import StepRows
 from workers.target_ledger import ledger_entry
 from workers.targets_protocol import (

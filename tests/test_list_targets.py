@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from orchestrator.cli import main
 from tests.stored_targets import store
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.targets_protocol import MIXED, TargetSpec
 
 CLASSES = ("cpu-8x2048-0123abcd", "tpu-v5-lite-8x2048-4567cdef", MIXED)

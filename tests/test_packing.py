@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from configs.data import DataConfig, SourceConfig, TokenizerConfig
 from model.tokenizer import Tokenizer, train_tokenizer
 from workers import corpus, packing, storage
-from workers.corpus import Split, split_of
-from workers.dataset import DatasetManifest, decode_row, encode_row, load_manifest
+from workers.corpus import split_of
+from workers.dataset import DatasetManifest, Split, decode_row, encode_row, load_manifest
 from workers.packing import prepare_dataset
 from workers.rows import RowReader
 from workers.shard import pack_rows

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from orchestrator.tracking import _train_metrics
+from workers.dataset import RowId
 from workers.pool_meter import MeteredSource, PoolMeter
-from workers.rows import RowId
 from workers.targets_protocol import (
     MIXED,
     Answer,

@@ -13,7 +13,7 @@ from orchestrator.prune_targets import StoredKey, keys_in_use, to_prune
 from orchestrator.run_folder import RunFolder
 from tests.checkpoints import tiny_config
 from tests.stored_targets import store
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.storage import join, list_names, write_json
 from workers.targets_protocol import MIXED, TargetSpec
 

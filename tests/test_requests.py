@@ -16,9 +16,9 @@ from orchestrator.run_state import Observed, SetTeachers, Snapshot, State
 from orchestrator.teacher_scaling import UP_WINDOWS, Bounds, Scaling, bounds_of
 from tests.controller_bench import TO, Bench, make_config, of
 from workers.asking import PatientSource, Try
+from workers.dataset import RowId
 from workers.patience import Patience
 from workers.replica_loads import ReplicaLoads
-from workers.rows import RowId
 from workers.tally import Tally
 from workers.target_stream import TargetStream
 from workers.targets_protocol import (

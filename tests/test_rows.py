@@ -8,8 +8,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.dataset import DatasetManifest, Shard, SourceManifest, SplitManifest, encode_row
-from workers.rows import RowId, RowReader, Rows, batch_arrays, row_at
+from workers.dataset import DatasetManifest, RowId, Shard, SourceManifest, SplitManifest, encode_row
+from workers.rows import RowReader, Rows, batch_arrays, row_at
 
 
 def split_manifest(num_rows: int, shards: tuple[Shard, ...] = ()) -> SplitManifest:

@@ -13,9 +13,9 @@ import pytest
 from model.targets import wire_view
 from tests.checkpoints import tiny_config
 from workers import step_rows, stored_classes
+from workers.dataset import RowId
 from workers.host_targets import HostTargets
 from workers.jobs import StartPoint, StudentJob
-from workers.rows import RowId
 from workers.sameness import agree, agreed_sameness
 from workers.step_rows import StepRows
 from workers.stored_classes import Choice, StoredClasses, choose_class, find_classes

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.cli import main
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.storage import list_names
 from workers.target_cache import TargetCache
 from workers.targets_protocol import MIXED, TargetChunk, TargetSpec, row_digest

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.stored_rows import Told
 from workers import storage, target_cache
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.target_backlog import Backlog
 from workers.target_cache import TargetCache, targets_folder
 from workers.targets_protocol import MIXED, TargetChunk, TargetSpec, row_digest

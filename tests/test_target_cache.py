@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.stored_rows import SPEC, check, chunk_of, open_cache, shards, store, targets_of
 from workers import storage, target_shards
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.target_cache import targets_folder
 from workers.target_sources import CachedSource
 from workers.targets_protocol import (

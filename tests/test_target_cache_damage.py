@@ -21,7 +21,7 @@ from tests.stored_rows import (
     targets_of,
 )
 from workers import storage, target_shards
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.target_cache import targets_folder
 from workers.targets_protocol import row_digest
 

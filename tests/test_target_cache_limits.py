@@ -20,7 +20,7 @@ from tests.stored_rows import (
     targets_of,
 )
 from workers import storage, target_cache, target_index
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.target_cache import TargetCache, targets_folder
 
 

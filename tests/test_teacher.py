@@ -19,8 +19,8 @@ from tests.checkpoints import fresh_state, save_state, tiny_config
 from tests.runs import VOCAB_SIZE
 from workers.canary import examine
 from workers.checkpoint import CheckpointMeta
+from workers.dataset import RowId
 from workers.jobs import TeacherJob
-from workers.rows import RowId
 from workers.targets_protocol import (
     MIXED,
     OtherClassError,

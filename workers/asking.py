@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+from workers.dataset import RowId
 from workers.patience import DEATHS_OF_A_POISONED_ROW, Patience, PoisonedRowError, Suspects
-from workers.rows import RowId
 from workers.targets_protocol import (
     Answer,
     TargetRequest,

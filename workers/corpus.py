@@ -9,13 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 from configs.data import DataConfig
 from workers import storage
+from workers.dataset import Split
 from workers.source_files import SourceFile, list_files
 
-Split = Literal["train", "held_out"]
 _BLOCK_BYTES = 2**20
 
 

@@ -6,19 +6,26 @@ source in the manifest, and its number within the split.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workers import storage
-from workers.corpus import Split
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
+Split = Literal["train", "held_out"]
 TokenType = Literal["uint16", "uint32"]
+
+
+class RowId(NamedTuple):
+    """The name of a row: the place of its source in the manifest, and its index there."""
+
+    source: int
+    index: int
 
 
 class _Record(BaseModel):

@@ -12,9 +12,9 @@ from jaxtyping import Bool
 from configs.requests import steps_together
 from model.targets import HiddenCodec, encoded_shapes, wire_view
 from workers.checkpoint import read_meta
+from workers.dataset import RowId
 from workers.jobs import StudentJob
 from workers.pool_meter import MeteredSource, PoolMeter
-from workers.rows import RowId
 from workers.sameness import agree, agreed_sameness
 from workers.step_rows import StepRows
 from workers.storage import join, write_json

@@ -17,12 +17,13 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from configs.data import DataConfig
 from model.tokenizer import Tokenizer
 from workers import storage
-from workers.corpus import Piece, Split, scan_file, split_of
+from workers.corpus import Piece, scan_file, split_of
 from workers.dataset import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     DatasetManifest,
     SourceManifest,
+    Split,
     SplitManifest,
     dataset_folder,
     load_manifest,

@@ -5,7 +5,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
-from workers.rows import RowId
+from workers.dataset import RowId
 
 # A replica is a straggler when it takes this many times as long as is usual for a chunk.
 _HEDGE_FACTOR = 4.0

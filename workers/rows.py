@@ -22,20 +22,19 @@ from grain.experimental import index_shuffle
 from jaxtyping import Bool, Int32
 
 from workers import storage
-from workers.corpus import Split
-from workers.dataset import DatasetManifest, dataset_folder, decode_row, load_manifest
+from workers.dataset import (
+    DatasetManifest,
+    RowId,
+    Split,
+    dataset_folder,
+    decode_row,
+    load_manifest,
+)
 
 _MAX_CYCLE = 10_000
 _SHUFFLE_ROUNDS = 4
 _SMALL_SOURCE = 4096
 _MAX_OPEN_SHARDS = 128
-
-
-class RowId(NamedTuple):
-    """The name of a row: the place of its source in the manifest, and its index there."""
-
-    source: int
-    index: int
 
 
 def row_at(

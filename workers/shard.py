@@ -12,8 +12,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from model.tokenizer import Tokenizer
 from workers import storage
-from workers.corpus import Piece, Split, read_piece, split_of
-from workers.dataset import Shard, SplitManifest, encode_row, token_type_of
+from workers.corpus import Piece, read_piece, split_of
+from workers.dataset import Shard, Split, SplitManifest, encode_row, token_type_of
 
 COUNTS = ("num_rows", "num_tokens", "num_bytes", "num_documents", "num_skipped", "num_empty")
 

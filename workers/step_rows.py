@@ -4,7 +4,8 @@ import functools
 from concurrent.futures import ThreadPoolExecutor
 
 from configs.run import RunConfig
-from workers.rows import BatchArrays, RowId, RowReader, batch_arrays, row_at
+from workers.dataset import RowId
+from workers.rows import BatchArrays, RowReader, batch_arrays, row_at
 from workers.targets_protocol import TargetRequest, TargetSpec
 
 _READ_AHEAD_STEPS = 2

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.targets_protocol import Answer
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import NamedTuple
 
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.target_cache import targets_folder
 from workers.target_index import ShardIndex
 from workers.target_shards import DamagedTargetsError

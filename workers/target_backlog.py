@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from workers.rows import RowId
+from workers.dataset import RowId
 
 
 class Backlog:

@@ -12,7 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable
 
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.storage import free_bytes, join, read_json, write_json
 from workers.target_backlog import Backlog
 from workers.target_index import Place, ShardIndex

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.storage import join, list_tree, open_storage
 from workers.target_shards import SUFFIX, DamagedTargetsError, Extent, list_shard
 

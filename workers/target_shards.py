@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple, cast
 import numpy as np
 import xxhash
 
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.storage import atomic_file, naming, open_storage
 
 SUFFIX = ".npz"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from workers.rows import RowId
+from workers.dataset import RowId
 from workers.storage import join, list_names, list_tree, read_bytes, read_json, remove_tree
 from workers.target_cache import SPEC_FILE, targets_folder, verified
 from workers.target_shards import SUFFIX, DamagedTargetsError, list_shard

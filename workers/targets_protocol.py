@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 from jaxtyping import Int32
 
-from workers.rows import RowId
+from workers.dataset import RowId
 
 MIXED = "mixed"
 # Where a row's targets are from, if not from a replica.

@@ -11,9 +11,9 @@ from jaxtyping import Array
 from configs.run import TeacherConfig
 from model.targets import Codec, make_codec, row_key, wire_view
 from workers.checkpoint import read_meta
+from workers.dataset import RowId
 from workers.digest import hex_digest, state_digest, tree_sums
 from workers.jobs import TeacherJob
-from workers.rows import RowId
 from workers.sameness import sameness_class
 from workers.targets_protocol import (
     MIXED,
