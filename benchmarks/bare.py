@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from configs.load import parse_run, read_source
 from configs.run import RunConfig
-from orchestrator.launch import create_run, find_checkpoint
+from orchestrator.catalogue import find_checkpoint
+from orchestrator.launch import create_run
 from orchestrator.run_folder import RunFolder
 from workers.evaluator import Evaluation, Evaluator
 from workers.jobs import EvaluationJob, StartPoint, StudentJob, TeacherJob

@@ -20,9 +20,9 @@ from benchmarks.runs import (
     step_rate,
 )
 from configs.run import RunConfig
+from orchestrator.build_targets import building_config
 from orchestrator.history import Line
 from orchestrator.launch import connect, create_run
-from orchestrator.targets import building_config
 from workers.dataset import load_manifest
 from workers.rows import row_at
 from workers.storage import list_tree

@@ -59,6 +59,9 @@ CODEC_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+_VALUE_BYTES: dict[ValueType, int] = {"float32": 4, "bfloat16": 2, "uint8": 1}
+
+
 class CodecConfig(Section):
     """What the teacher says about a position, and how many bytes it takes.
 
@@ -117,6 +120,23 @@ class CodecConfig(Section):
         """What the codec of this kind takes."""
         names = (*CODEC_DEFAULTS[self.kind], "temperature")
         return {name: getattr(self, name) for name in names}
+
+    def bytes_per_token(self, vocab_size: int) -> int | None:
+        """Bytes of targets per position, as `model.targets.bytes_per_token`, without JAX.
+
+        None for hidden states, whose size follows from the teacher's width.
+        """
+        if self.kind == "hidden":
+            return None
+        if self.kind == "full":
+            return 4 * vocab_size
+        id_bits = max((vocab_size - 1).bit_length(), 1)
+        num_ids = (self.k or 0) + (self.draws or 0)
+        ids_bytes = 4 * -(-num_ids * id_bits // 32)
+        if self.values is None:
+            return ids_bytes
+        num_values = self.k or self.draws or 0
+        return ids_bytes + num_values * _VALUE_BYTES[self.values]
 
 
 class TeacherGroupConfig(Section):

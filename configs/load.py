@@ -216,3 +216,22 @@ def _key(node: Any, keys: list[str], depth: int) -> Any:
 
 def _refused(path: str, message: str) -> ConfigError:
     return ConfigError("--set", [Fault(path, NO_VALUE, message)])
+
+
+def recipe_configs(recipe: RecipeConfig) -> list[RunConfig]:
+    """The runs of a recipe, with its storage and settings.
+
+    Raises:
+        ConfigError: any of them is faulty.
+    """
+    configs = []
+    for source in recipe.recipe:
+        values = read_source(source)
+        if "recipe" in values:
+            fault = Fault("recipe", source, "is a recipe itself; name single runs")
+            raise ConfigError(recipe.name, [fault])
+        values["storage"] = recipe.storage
+        for path, value in recipe.settings.items():
+            set_path(values, path.split("."), value)
+        configs.append(parse_run(values, source))
+    return configs

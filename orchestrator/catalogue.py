@@ -1,14 +1,17 @@
-"""Which checkpoints a run has, and which of them are kept.
+"""Which checkpoints a run has, what names them, and which of them are kept.
 
 Beside a checkpoint's entry `<s>.json` may lie `<s>.pin`, with which it is kept. A damaged one has
 `<s>.quarantined` in place of its entry, so that nobody finds it.
 """
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from configs.run import CheckpointConfig
-from workers.storage import join, list_names, read_json, remove_tree, write_json
+from orchestrator.run_folder import RunFolder, absolute
+from workers.storage import exists, join, list_names, read_json, remove_tree, write_json
 
 _FOLDER = "checkpoints"
 
@@ -99,3 +102,34 @@ def delete_checkpoint(run_url: str, step: int) -> None:
     """Removes a checkpoint: the entry first, so that no one finds it half gone."""
     for ending in (".json", ".quarantined", ".pin", ""):
         remove_tree(_file(run_url, step, ending))
+
+
+def find_checkpoint(name: str, storage_url: str) -> tuple[str, dict[str, Any]]:
+    """The place of `RUN`, `RUN@STEP` or a path, and what the checkpoint says about itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if "/" in name:
+        return _checkpoint_at(absolute(name))
+    run, _, step_text = name.partition("@")
+    folder = RunFolder(storage_url, run)
+    if not folder.exists():
+        raise ValueError(f"{name}: there is no run {run!r} below {storage_url}")
+    steps = committed_steps(folder.url)
+    if not steps:
+        raise ValueError(f"{name}: the run {run!r} has no checkpoint yet")
+    if step_text and not (step_text.isdigit() and int(step_text) in steps):
+        shown = ", ".join(str(step) for step in steps)
+        raise ValueError(f"{name}: no checkpoint of step {step_text}; there are {shown}")
+    step = int(step_text) if step_text else steps[-1]
+    url = checkpoint_url(folder.url, step)
+    return url, read_checkpoint_entry(folder.url, step)
+
+
+def _checkpoint_at(url: str) -> tuple[str, dict[str, Any]]:
+    if not exists(url):
+        raise ValueError(f"{url}: there is nothing there")
+    from workers.checkpoint import read_meta
+
+    return url, dataclasses.asdict(read_meta(url))

@@ -6,10 +6,9 @@ from rich.table import Table
 
 from configs.checks import layout
 from configs.fault import NO_VALUE, Fault
-from configs.load import ConfigError
+from configs.load import ConfigError, recipe_configs
 from configs.run import RecipeConfig, RunConfig, TeacherConfig
 from model.config import param_count
-from orchestrator.recipe import recipe_configs
 from workers.source_files import list_files
 
 
@@ -91,12 +90,9 @@ def corpus_facts(config: RunConfig) -> tuple[list[tuple[str, str]], list[Fault]]
 
 
 def _target_facts(teacher: TeacherConfig, vocab_size: int, tokens: int) -> list[tuple[str, str]]:
-    from model.targets import bytes_per_token, make_codec  # JAX takes a while to import
-
-    if teacher.codec.kind == "hidden":  # the teacher may be a run that is still to come
+    per_token = teacher.codec.bytes_per_token(vocab_size)
+    if per_token is None:  # the teacher may be a run that is still to come
         return [("targets per token", "2 bytes × the teacher's width + 4")]
-    codec = make_codec(teacher.codec.kind, **teacher.codec.params())
-    per_token = bytes_per_token(codec, vocab_size)
     return [
         ("targets per token", f"{per_token:,} bytes"),
         ("targets per step", f"{tokens:,} × {per_token:,} = {tokens * per_token:,} bytes"),

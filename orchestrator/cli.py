@@ -1,16 +1,17 @@
-"""The command line: `stillhouse`, or `python -m orchestrator`."""
+"""The command line: `stillhouse`, or `python -m orchestrator`.
+
+Each command imports what it needs itself, so that `--help` and commands that only read storage
+start at once: they load neither Ray nor JAX.
+"""
 
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
-from configs.load import ConfigError, load_config
-from configs.run import RecipeConfig, RunConfig
-from orchestrator import cli_checkpoints, cli_targets, history
+from orchestrator import cli_checkpoints, cli_targets
 from orchestrator.cli_options import (
     NumTeachers,
     address_option,
@@ -19,7 +20,10 @@ from orchestrator.cli_options import (
     settings_option,
     storage_option,
 )
-from orchestrator.run_folder import RunFolder, absolute, list_runs
+
+if TYPE_CHECKING:
+    from configs.run import RunConfig
+    from orchestrator.run_folder import RunFolder
 
 console = Console()
 
@@ -30,11 +34,9 @@ class _Group(click.Group):
     """Turns the errors that are meant for users into one sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from orchestrator.follow import LostRunError
-
         try:
             return super().invoke(ctx)
-        except (ConfigError, ValueError, OSError, LostRunError) as error:
+        except (ValueError, OSError) as error:
             click.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(2)
 
@@ -66,6 +68,9 @@ def run(
     check: bool,
 ) -> None:
     """Starts a run (or a recipe of runs) and follows it to its end."""
+    from configs.load import load_config
+    from configs.run import RecipeConfig
+
     settings = (*([f"storage={storage}"] if storage else []), *settings)
     config = load_config(source, settings)
     if check:
@@ -80,12 +85,11 @@ def run(
     sys.exit(_run_one(config, address))
 
 
-def _run_one(config: RunConfig, address: str | None) -> int:
+def _run_one(config: "RunConfig", address: str | None) -> int:
     from orchestrator.follow import is_under_way
-    from orchestrator.launch import run_folder
-    from orchestrator.recipe import launch_and_follow
+    from orchestrator.run_folder import RunFolder
 
-    folder = run_folder(config)
+    folder = RunFolder.of(config)
     if folder.exists() and is_under_way(folder, console):
         if folder.config() != config:
             raise ValueError(
@@ -94,6 +98,8 @@ def _run_one(config: RunConfig, address: str | None) -> int:
             )
         console.print(f"{config.name} is under way already; following it", highlight=False)
         return _follow(folder)
+    from orchestrator.recipe import launch_and_follow
+
     return launch_and_follow(config, address, console)
 
 
@@ -166,17 +172,19 @@ def status(run: str, storage: str, as_json: bool) -> None:
         console.print(status_table(values, ledger))
 
 
-def _lines_command(name: str, read: Callable[[str], list[dict[str, Any]]], text: str) -> None:
+def _lines_command(name: str, read: str, text: str) -> None:
     @main.command(name=name, help=text)
     @_run
     @storage_option
     def command(run: str, storage: str) -> None:
-        for line in read(existing_run(storage, run).url):
+        from orchestrator import history
+
+        for line in getattr(history, read)(existing_run(storage, run).url):
             click.echo(json.dumps(line))
 
 
-_lines_command("log", history.read_steps, "One JSON object per training step, each step once.")
-_lines_command("events", history.read_events, "What happened, when, to whom, as JSON lines.")
+_lines_command("log", "read_steps", "One JSON object per training step, each step once.")
+_lines_command("events", "read_events", "What happened, when, to whom, as JSON lines.")
 
 
 @main.command()
@@ -185,6 +193,8 @@ _lines_command("events", history.read_events, "What happened, when, to whom, as 
 def logs(run: str, storage: str) -> None:
     """What the run's processes logged, whatever machine they were on."""
     from datetime import datetime
+
+    from orchestrator import history
 
     for line in history.read_logs(existing_run(storage, run).url):
         when = datetime.fromtimestamp(line["time_s"]).isoformat(" ", "seconds")
@@ -209,6 +219,7 @@ def report(runs: tuple[str, ...], storage: str, output: str | None) -> None:
 def list_command(storage: str) -> None:
     """All runs below a storage path."""
     from orchestrator.report import runs_table
+    from orchestrator.run_folder import absolute, list_runs
 
     console.print(runs_table(list_runs(absolute(storage))))
 
@@ -265,7 +276,7 @@ def submit(
     sys.exit(submit_run(source, settings, address, working_dir, environment, not no_wait, console))
 
 
-def _running(storage: str, run: str) -> RunFolder:
+def _running(storage: str, run: str) -> "RunFolder":
     folder = existing_run(storage, run)
     if folder.lease() is None:
         state = (folder.status() or {}).get("state", "created")
@@ -273,7 +284,7 @@ def _running(storage: str, run: str) -> RunFolder:
     return folder
 
 
-def _follow(folder: RunFolder) -> int:
+def _follow(folder: "RunFolder") -> int:
     from orchestrator.follow import follow
 
     return follow(folder, console)

@@ -8,7 +8,6 @@ import click
 from rich.console import Console
 
 from orchestrator.cli_options import existing_run, storage_option
-from orchestrator.run_folder import absolute
 
 
 @click.command()
@@ -18,6 +17,7 @@ from orchestrator.run_folder import absolute
 def evaluate(checkpoint: str, window: int | None, storage: str) -> None:
     """Judges one checkpoint on its run's held-out text, on this machine."""
     from orchestrator.evaluate import evaluate_checkpoint
+    from orchestrator.run_folder import absolute
 
     click.echo(json.dumps(evaluate_checkpoint(checkpoint, absolute(storage), window)))
 
@@ -53,6 +53,7 @@ def generate(
         raise ValueError("Prompts come as arguments or by --file, not both")
     from model.sampling import Sampling
     from orchestrator.generate import continue_prompts, show
+    from orchestrator.run_folder import absolute
 
     lines = prompts or [line.rstrip("\r\n") for line in file or sys.stdin]
     sampling = Sampling(temperature, top_k, top_p)
@@ -100,6 +101,7 @@ def export(
     FOLDER is a new local one.
     """
     from orchestrator.convert import export_checkpoint
+    from orchestrator.run_folder import absolute
 
     click.echo(export_checkpoint(checkpoint, folder, absolute(storage), dtype))
 

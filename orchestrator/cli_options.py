@@ -1,10 +1,11 @@
 """Options that commands of several modules take."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.run_folder import RunFolder, absolute, list_runs
+if TYPE_CHECKING:
+    from orchestrator.run_folder import RunFolder
 
 storage_option = click.option(
     "--storage",
@@ -43,8 +44,10 @@ class NumTeachers(click.IntRange):
         return "auto" if value == "auto" else super().convert(value, param, ctx)
 
 
-def existing_run(storage: str, run: str) -> RunFolder:
+def existing_run(storage: str, run: str) -> "RunFolder":
     """The run that a command names. Raises ValueError, with the runs there are."""
+    from orchestrator.run_folder import RunFolder, absolute, list_runs
+
     folder = RunFolder(absolute(storage), run)
     if not folder.exists():
         known = ", ".join(each.name for each in list_runs(absolute(storage))) or "none"

@@ -5,15 +5,12 @@ import sys
 import click
 from rich.console import Console
 
-from configs.load import load_config
-from configs.run import RunConfig
 from orchestrator.cli_options import (
     address_option,
     run_storage_option,
     settings_option,
     storage_option,
 )
-from orchestrator.run_folder import absolute
 
 console = Console()
 
@@ -27,6 +24,7 @@ def targets() -> None:
 @storage_option
 def list_command(storage: str) -> None:
     """What is stored, by key: a codec, a teacher, a data set, a seed and a class of teachers."""
+    from orchestrator.run_folder import absolute
     from orchestrator.targets import targets_list
 
     console.print(targets_list(absolute(storage)))
@@ -38,6 +36,7 @@ def list_command(storage: str) -> None:
 @storage_option
 def verify(keys: tuple[str, ...], repair: bool, storage: str) -> None:
     """Reads every row, of all keys or of some; exits with 1 where any is damaged."""
+    from orchestrator.run_folder import absolute
     from orchestrator.targets import verify_targets
 
     if verify_targets(absolute(storage), keys, repair, console):
@@ -65,7 +64,9 @@ def build(
 
     The work is a run of its own, named NAME-targets. Interrupted, the same command goes on.
     """
-    from orchestrator.targets import build_and_follow
+    from configs.load import load_config
+    from configs.run import RunConfig
+    from orchestrator.build_targets import build_and_follow
 
     settings = (*([f"storage={storage}"] if storage else []), *settings)
     config = load_config(source, settings)
@@ -80,6 +81,7 @@ def build(
 @storage_option
 def remove(key: str, yes: bool, storage: str) -> None:
     """Removes all targets of a key; a run that needs them asks its teachers again."""
+    from orchestrator.run_folder import absolute
     from orchestrator.targets import check_key
     from workers.target_store import remove_targets
 
@@ -100,6 +102,7 @@ def prune(keep_bytes: int, yes: bool, storage: str) -> None:
 
     Targets of runs under way stay. A run that needs removed ones asks its teachers again.
     """
+    from orchestrator.run_folder import absolute
     from orchestrator.targets import prune_targets
 
     def confirm(question: str) -> None:

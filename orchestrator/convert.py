@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model.tensor_files import FileDtype
-from orchestrator.launch import find_checkpoint
+from orchestrator.catalogue import find_checkpoint
 from orchestrator.run_folder import absolute
 
 
@@ -26,8 +26,7 @@ def export_checkpoint(name: str, folder: str, storage_url: str, dtype: FileDtype
     """Writes a checkpoint as a Hugging Face folder; a sentence that says what and where.
 
     Raises:
-        LaunchError: there is no such checkpoint.
-        ValueError: the folder exists, or the checkpoint cannot be exported.
+        ValueError: there is no such checkpoint, it cannot be exported, or the folder exists.
     """
     url, _ = find_checkpoint(name, storage_url)
     from workers.weights_io import export_weights

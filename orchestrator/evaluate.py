@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from configs.load import parse_run
-from orchestrator.launch import LaunchError, find_checkpoint
+from orchestrator.catalogue import find_checkpoint
 from orchestrator.run_folder import RunFolder
 from workers.jobs import EvaluationJob
 from workers.preparer import tokenizer_url
@@ -18,12 +18,12 @@ def evaluate_checkpoint(name: str, storage_url: str, window: int | None = None) 
             report, ablations: what a shorter one at inference costs).
 
     Raises:
-        LaunchError: there is no such checkpoint.
-        ValueError: its data set or tokenizer is not below `storage_url`.
+        ValueError: there is no such checkpoint, or its data set or tokenizer is not below
+            `storage_url`.
     """
     url, entry = find_checkpoint(name, storage_url)
     if not entry["dataset_digest"]:
-        raise LaunchError(
+        raise ValueError(
             f"{url} holds imported weights, which have no held-out text of their own: start a run "
             "from them (start_from.checkpoint), and evaluate that"
         )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
@@ -62,8 +63,10 @@ def is_under_way(folder: RunFolder, console: Console) -> bool:
     return False
 
 
-class LostRunError(RuntimeError):
+class LostRunError(click.ClickException):
     """Nobody works on the run any more, though it has not ended."""
+
+    exit_code = 2
 
 
 def follow(folder: RunFolder, console: Console) -> int:

@@ -9,7 +9,7 @@ import click
 from model.execution import Execution
 from model.sampling import Sampling, complete
 from model.tokenizer import Tokenizer
-from orchestrator.launch import find_checkpoint
+from orchestrator.catalogue import find_checkpoint
 from workers.cache import keep_compiled_programs
 from workers.checkpoint import load_params
 from workers.preparer import tokenizer_url
@@ -42,8 +42,8 @@ def continue_prompts(
     """The checkpoint `RUN`, `RUN@STEP` or a path continues each prompt, as its own document.
 
     Raises:
-        LaunchError: there is no such checkpoint.
-        ValueError: it has no tokenizer or another one, there is no prompt, or one is too long.
+        ValueError: there is no such checkpoint, it has no tokenizer or another one, there is no
+            prompt, or one is too long.
         CorruptCheckpointError: damaged files.
     """
     if not prompts:

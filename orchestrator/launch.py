@@ -11,15 +11,14 @@ import ray
 from ray.exceptions import RayActorError
 
 from configs.run import RunConfig
-from orchestrator.catalogue import checkpoint_url, committed_steps, read_checkpoint_entry
+from orchestrator.catalogue import find_checkpoint
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, beside_me, start_actor
-from orchestrator.run_folder import RunFolder, absolute
+from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
 from workers.code_identity import code_digest, software
 from workers.jobs import Work
 from workers.source_files import list_files
-from workers.storage import exists
 from workers.student_host import NAMESPACE, controller_name
 
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
@@ -28,28 +27,24 @@ _LOCAL_CPUS = 64
 _TRIES = 60
 
 
-class LaunchError(ValueError):
-    """A run that cannot be started or found; the message says why and what to do."""
-
-
 def check_address(address: str | None) -> None:
     """Finds out in seconds what Ray would need minutes for: whether anything is there.
 
     Raises:
-        LaunchError: not a cluster's own address, or nothing listens there.
+        ValueError: not a cluster's own address, or nothing listens there.
     """
     if address in (None, "auto", "local"):
         return
     host, _, port = address.rpartition(":")
     if "//" in address or not host or not port.isdigit():
-        raise LaunchError(
+        raise ValueError(
             f"--address {address}: should be `auto` or HOST:PORT of the cluster's head, seen from "
             f"one of its machines; from elsewhere `stillhouse submit` takes http://HOST:8265"
         )
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise LaunchError(_no_cluster(address, str(error))) from error
+        raise ValueError(_no_cluster(address, str(error))) from error
 
 
 def _no_cluster(address: str, reason: str) -> str:
@@ -66,7 +61,7 @@ def connect(address: str | None) -> str:
         The cluster's address.
 
     Raises:
-        LaunchError: there is no cluster at that address.
+        ValueError: there is no cluster at that address.
     """
     if ray.is_initialized():
         return ray.get_runtime_context().gcs_address
@@ -97,26 +92,21 @@ def connect(address: str | None) -> str:
             ray.init(address=address, **common)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             first = str(error).strip().splitlines()[0]
-            raise LaunchError(_no_cluster(address, first)) from error
+            raise ValueError(_no_cluster(address, first)) from error
     return ray.get_runtime_context().gcs_address
-
-
-def run_folder(config: RunConfig) -> RunFolder:
-    """The place of a run."""
-    return RunFolder(absolute(config.storage), config.name)
 
 
 def create_run(config: RunConfig, work: Work = "train") -> RunFolder:
     """Settles everything that a new run depends on, and makes its folder.
 
     Raises:
-        LaunchError: the name is taken, or a checkpoint that it starts from does not fit.
-        ValueError: a source of text is empty or missing.
+        ValueError: the name is taken, a checkpoint that it starts from does not fit, or a source
+            of text is empty or missing.
         OSError: the storage cannot be written.
     """
-    folder = run_folder(config)
+    folder = RunFolder.of(config)
     if folder.exists():
-        raise LaunchError(_taken(folder))
+        raise ValueError(_taken(folder))
     for source in config.data.sources:
         list_files(source)
     identity: dict[str, Any] = {
@@ -143,52 +133,16 @@ def create_run(config: RunConfig, work: Work = "train") -> RunFolder:
     return folder
 
 
-def find_checkpoint(name: str, storage_url: str) -> tuple[str, dict[str, Any]]:
-    """The place of `RUN`, `RUN@STEP` or a path, and what the checkpoint says about itself.
-
-    Raises:
-        LaunchError: there is none.
-    """
-    if "/" in name:
-        return _checkpoint_at(absolute(name))
-    run, _, step_text = name.partition("@")
-    folder = RunFolder(storage_url, run)
-    if not folder.exists():
-        raise LaunchError(f"{name}: there is no run {run!r} below {storage_url}")
-    steps = committed_steps(folder.url)
-    if not steps:
-        raise LaunchError(f"{name}: the run {run!r} has no checkpoint yet")
-    if step_text and not (step_text.isdigit() and int(step_text) in steps):
-        shown = ", ".join(str(step) for step in steps)
-        raise LaunchError(f"{name}: no checkpoint of step {step_text}; there are {shown}")
-    step = int(step_text) if step_text else steps[-1]
-    url = checkpoint_url(folder.url, step)
-    return url, read_checkpoint_entry(folder.url, step)
-
-
-def _checkpoint_at(url: str) -> tuple[str, dict[str, Any]]:
-    if not exists(url):
-        raise LaunchError(f"{url}: there is nothing there")
-    import dataclasses
-
-    from workers.checkpoint import read_meta
-
-    try:
-        return url, dataclasses.asdict(read_meta(url))
-    except ValueError as error:
-        raise LaunchError(str(error)) from error
-
-
 def start_controller(folder: RunFolder, address: str) -> Any:
     """Starts the controller of a run on the connected cluster, or finds it running.
 
     Raises:
-        LaunchError: another controller holds the run's lease.
+        ValueError: another controller holds the run's lease.
     """
     identity, config = folder.identity(), folder.config()
     lease = folder.lease()
     if lease is not None and lease["address"] != address:
-        raise LaunchError(
+        raise ValueError(
             f"{folder.name} is being worked on from {lease['address']}; stop it there with "
             f"`stillhouse stop {folder.name}`, or wait 20 s if that cluster is gone"
         )
@@ -214,7 +168,7 @@ def start_controller(folder: RunFolder, address: str) -> Any:
         except RayActorError:
             pass  # an ended one that was on its way out
         time.sleep(0.5)
-    raise LaunchError(f"{folder.name}: the last controller does not leave; try again in a minute")
+    raise ValueError(f"{folder.name}: the last controller does not leave; try again in a minute")
 
 
 def _controller(spec: LaunchSpec) -> Any:
@@ -261,27 +215,27 @@ def _check_teacher(config: RunConfig, url: str, entry: dict[str, Any]) -> None:
             f"{config.data.row_length} (data.row_length)"
         )
     if faults:
-        raise LaunchError(f"teacher.checkpoint: {url} does not fit: {'; '.join(faults)}")
+        raise ValueError(f"teacher.checkpoint: {url} does not fit: {'; '.join(faults)}")
 
 
 def _check_start(config: RunConfig, url: str, entry: dict[str, Any]) -> None:
     if entry["config"]["model"] != config.model.model_dump(mode="json"):
-        raise LaunchError(
+        raise ValueError(
             f"start_from.checkpoint: {url} holds a model of other sizes than `model:` describes"
         )
     if config.start_from is not None and config.start_from.state == "all":
         if not entry["optimizer_digest"]:
-            raise LaunchError(
+            raise ValueError(
                 f"start_from.checkpoint: {url} holds weights alone, which no run can go on from: "
                 "set start_from.state=weights"
             )
         if entry["step"] >= config.steps:
-            raise LaunchError(
+            raise ValueError(
                 f"start_from.checkpoint: {url} is at step {entry['step']}, and steps={config.steps}"
             )
         rows = entry["config"]["batch"]["rows"]
         if rows != config.batch.rows:
-            raise LaunchError(
+            raise ValueError(
                 f"start_from.checkpoint: a fork goes on at the same place of the data, so "
                 f"batch.rows has to stay {rows}"
             )

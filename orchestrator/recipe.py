@@ -4,16 +4,14 @@ from typing import Any
 
 from rich.console import Console
 
-from configs.load import ConfigError, Fault, parse_run, read_source, set_path
+from configs.load import recipe_configs
 from configs.run import RecipeConfig, RunConfig
 from configs.settings import changed_settings
 from orchestrator.follow import follow, is_under_way
 from orchestrator.launch import (
-    LaunchError,
     check_address,
     connect,
     create_run,
-    run_folder,
     start_controller,
 )
 from orchestrator.report import comparison_table, write_report
@@ -63,9 +61,9 @@ def run_recipe(recipe: RecipeConfig, address: str | None, console: Console) -> i
     """Runs each part that is not finished yet, then compares them all."""
     configs = recipe_configs(recipe)
     for config in configs:
-        folder = run_folder(config)
+        folder = RunFolder.of(config)
         if folder.exists() and folder.config() != config:
-            raise LaunchError(
+            raise ValueError(
                 f"The run {config.name!r} was started with other settings; `stillhouse rm "
                 f"{config.name}` removes it, and `--set storage=…` keeps it and starts elsewhere"
             )
@@ -78,29 +76,10 @@ def run_recipe(recipe: RecipeConfig, address: str | None, console: Console) -> i
             code = launch_and_follow(config, address, console)
         if code:
             return code
-    folders = [run_folder(config) for config in configs]
+    folders = [RunFolder.of(config) for config in configs]
     console.print(comparison_table(folders))
     console.print(f"Report: {write_report(folders, None)}", highlight=False, soft_wrap=True)
     return 0
-
-
-def recipe_configs(recipe: RecipeConfig) -> list[RunConfig]:
-    """The runs of a recipe, with its storage and settings.
-
-    Raises:
-        ConfigError: any of them is faulty.
-    """
-    configs = []
-    for source in recipe.recipe:
-        values = read_source(source)
-        if "recipe" in values:
-            fault = Fault("recipe", source, "is a recipe itself; name single runs")
-            raise ConfigError(recipe.name, [fault])
-        values["storage"] = recipe.storage
-        for path, value in recipe.settings.items():
-            set_path(values, path.split("."), value)
-        configs.append(parse_run(values, source))
-    return configs
 
 
 def _reopen(folder: RunFolder, config: RunConfig, changed: RunConfig) -> None:

@@ -39,6 +39,11 @@ class RunFolder:
         self.name = name
         self.url = join(storage_url, "runs", name)
 
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunFolder":
+        """The place of a run."""
+        return cls(absolute(config.storage), config.name)
+
     def exists(self) -> bool:
         return exists(join(self.url, "run.json"))
 

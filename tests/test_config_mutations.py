@@ -12,11 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.fault import ConfigError, Fault
-from configs.load import load_config, preset_names, read_source
+from configs.load import load_config, preset_names, read_source, recipe_configs
 from configs.run import RecipeConfig, RunConfig
 from configs.section import settings_of
 from configs.yaml_text import parse_yaml
-from orchestrator.recipe import recipe_configs
 
 NUM_EXAMPLES = 5000
 PRESETS = Path(__file__).parents[1] / "configs" / "presets"

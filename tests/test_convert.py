@@ -16,8 +16,9 @@ from benchmarks.bare import make_teacher, prepare_here, student_job
 from configs.load import parse_run
 from configs.run import RunConfig
 from model.sharding import make_mesh
+from orchestrator.catalogue import find_checkpoint
 from orchestrator.cli import main
-from orchestrator.launch import LaunchError, create_run, find_checkpoint
+from orchestrator.launch import create_run
 from tests.checkpoints import fresh_state, save_state, tiny_config
 from tests.golden.folders import CASES, VOCAB_SIZE, golden_folder, tokenizer_bytes
 from tests.runs import text_folder, tiny_values
@@ -296,5 +297,5 @@ def test_what_an_imported_checkpoint_can_be_used_for(imported: tuple[Path, str],
         "start_from": {"checkpoint": url, "state": "all"},
     }
     values["data"]["tokenizer"] = {"kind": "train", "vocab_size": VOCAB_SIZE}
-    with pytest.raises(LaunchError, match=r"weights alone.*set start_from\.state=weights"):
+    with pytest.raises(ValueError, match=r"weights alone.*set start_from\.state=weights"):
         create_run(parse_run(values, "test"))

@@ -9,7 +9,8 @@ import pytest
 
 from configs.load import parse_run
 from configs.run import RunConfig
-from orchestrator.launch import LaunchError, check_address, create_run, find_checkpoint
+from orchestrator.catalogue import find_checkpoint
+from orchestrator.launch import check_address, create_run
 from orchestrator.run_folder import RunFolder, list_runs
 from tests.runs import VOCAB_SIZE, tiny_values
 from workers.preparer import prepare
@@ -74,19 +75,19 @@ def test_a_checkpoint_is_named_by_its_path(
     ],
 )
 def test_a_checkpoint_that_is_not_there(storage: Path, name: str, words: str):
-    with pytest.raises(LaunchError) as caught:
+    with pytest.raises(ValueError) as caught:
         find_checkpoint(name, str(storage))
     assert words in str(caught.value)
 
 
 def test_a_run_without_checkpoints_yet(storage: Path):
     create_run(config(storage, "young"))
-    with pytest.raises(LaunchError, match="'young' has no checkpoint yet"):
+    with pytest.raises(ValueError, match="'young' has no checkpoint yet"):
         find_checkpoint("young", str(storage))
 
 
 def test_a_folder_that_is_no_checkpoint(storage: Path):
-    with pytest.raises(LaunchError, match="no complete checkpoint at"):
+    with pytest.raises(ValueError, match="no complete checkpoint at"):
         find_checkpoint(f"{storage}/text", str(storage))
 
 
@@ -117,7 +118,7 @@ def test_a_taken_name_is_refused_and_the_run_left_alone(storage: Path, state: st
     folder = create_run(config(storage))
     folder.write_status({"state": state})
     before = folder.identity()
-    with pytest.raises(LaunchError) as caught:
+    with pytest.raises(ValueError) as caught:
         create_run(config(storage, steps=9))
     assert f"({state})" in str(caught.value)
     assert hint in str(caught.value)
@@ -234,7 +235,7 @@ def prepare_run(config: RunConfig, storage: Path, teacher_url: str):
 
 @pytest.mark.parametrize("address", ["http://head:8265", "ray://head:10001", "head", "head:"])
 def test_what_is_no_address_of_a_head_is_refused(address: str):
-    with pytest.raises(LaunchError, match="should be `auto` or HOST:PORT"):
+    with pytest.raises(ValueError, match="should be `auto` or HOST:PORT"):
         check_address(address)
 
 
@@ -242,5 +243,5 @@ def test_an_address_without_a_cluster_is_refused_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         check_address(f"127.0.0.1:{port}")
-    with pytest.raises(LaunchError, match="no Ray cluster answers there"):
+    with pytest.raises(ValueError, match="no Ray cluster answers there"):
         check_address(f"127.0.0.1:{port}")

@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from configs.distillation import CodecConfig
 from configs.run import RunConfig
 from model.sharding import make_mesh
+from orchestrator.build_targets import building_config
 from orchestrator.history import read_events, read_steps
-from orchestrator.targets import building_config
 from tests.checkpoints import fresh_state, save_state
 from tests.runs import VOCAB_SIZE
 from tests.students import NUM_STEPS, Beside, StopAfter, config_of, continued, job_of, losses

@@ -2,17 +2,18 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from workers.targets_protocol import TargetSpec
+if TYPE_CHECKING:
+    from workers.targets_protocol import TargetSpec
 
 _MODULUS = 1 << 128
 
 
 def ledger_entry(
-    spec: TargetSpec, first_row: int, digests: Sequence[str], origins: Sequence[str]
+    spec: "TargetSpec", first_row: int, digests: Sequence[str], origins: Sequence[str]
 ) -> dict[str, Any]:
     """One host's entry for a step.
 
