@@ -237,3 +237,24 @@ def test_a_leftover_that_stays_keeps_no_checkpoint_from_being_made(
     monkeypatch.setattr(checkpoint_writer, "remove_tree", refuse)
     train(job)
     assert committed_steps(job.run_url)[-1] == NUM_STEPS
+
+
+def test_what_a_save_replaces_is_gone_before_the_hosts_meet_in_orbax(
+    text_storage, facts, monkeypatch
+):
+    """As after a quarantine: a host that fails to remove it there keeps the others waiting."""
+    config = config_of(text_storage, "replacing")
+    job = job_of(facts, config)
+    replaced = Path(checkpoint_url(job.run_url, 2))
+    (replaced / "params").mkdir(parents=True)
+    replaced.with_suffix(".quarantined").write_text("{}")
+    save, found = checkpoint_writer.CheckpointWriter.save, list[bool]()
+
+    def look(writer: Any, state: Any, meta: Any) -> None:
+        found.append(Path(checkpoint_url(job.run_url, meta.step)).exists())
+        save(writer, state, meta)
+
+    monkeypatch.setattr(checkpoint_writer.CheckpointWriter, "save", look)
+    train(job)
+    assert found and not any(found)
+    assert 2 in committed_steps(job.run_url)

@@ -97,6 +97,11 @@ class CheckpointWriter:
                 except OSError as error:  # it costs room, and nothing else
                     _log.warning("What an unfinished save left stays: %s", error)
 
+    def remove_existing(self, step: int) -> None:
+        """Removes the files of a checkpoint that is to be made anew, such as a quarantined one."""
+        self._check_epoch()
+        remove_tree(checkpoint_url(self._run_url, step))
+
     def _check_epoch(self) -> None:
         if self._epoch is not None:
             check_epoch(self._run_url, self._epoch)

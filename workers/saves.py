@@ -132,7 +132,7 @@ class Saves:
         if not self._all_manage("record", step, self._record.flush):
             return False
         # Orbax leaves threads behind that wait for minutes where it cannot make a folder.
-        if not self._all_manage("folder", step, self._make_room):
+        if not self._all_manage("folder", step, lambda: self._make_room(step)):
             return False
         self._started_step = step
         meta = self._describe(state)
@@ -147,9 +147,11 @@ class Saves:
             self._leave()
         return self._begun
 
-    def _make_room(self) -> None:
+    def _make_room(self, step: int) -> None:
         if jax.process_index() == 0:
             self._writer.remove_unfinished()
+            # Orbax would do it where the hosts meet, and they would wait for one that fails in it.
+            self._writer.remove_existing(step)
             # On a full disk an empty file still finds a place.
             write_atomic(join(self._job.run_url, FOLDER, ".writable"), bytes(_TRIAL_BYTES))
 
