@@ -25,7 +25,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 from jaxtyping import install_import_hook
 
-from tests import annotations
+from tests.helpers import annotations
 
 if TYPE_CHECKING:
     from workers.preparer import Prepared
@@ -107,7 +107,7 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def text_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with text for runs."""
-    from tests.runs import text_folder
+    from tests.helpers.runs import text_folder
 
     path = tmp_path_factory.mktemp("storage")
     text_folder(path)
@@ -117,7 +117,7 @@ def text_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def facts(text_storage: Path) -> "Prepared":
     """The tokenizer and the rows of the text, for a run `teacher`."""
-    from tests.checkpoints import tiny_config
+    from tests.helpers.checkpoints import tiny_config
     from workers.preparer import prepare
 
     config = tiny_config(text_storage, "teacher")
@@ -128,7 +128,7 @@ def facts(text_storage: Path) -> "Prepared":
 @pytest.fixture(scope="module")
 def storage(text_storage: Path) -> Path:
     """A storage with text and a finished run `teacher`, with checkpoints of steps 2 and 4."""
-    from tests.runs import make_teacher
+    from tests.helpers.runs import make_teacher
 
     make_teacher(text_storage, text_storage / "text")
     return text_storage
@@ -137,7 +137,7 @@ def storage(text_storage: Path) -> Path:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """An embedded Ray of the module's own."""
-    from tests.distilled_runs import embedded_ray
+    from tests.helpers.distilled_runs import embedded_ray
 
     with embedded_ray() as address:
         yield address

@@ -22,7 +22,7 @@ from orchestrator.cpu_devices import cpu_devices
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.subject import Subject
 from tests.chaos.world import world
-from tests.runs import make_teacher, text_folder
+from tests.helpers.runs import make_teacher, text_folder
 
 
 class Outcome(NamedTuple):

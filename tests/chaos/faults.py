@@ -13,13 +13,13 @@ from ray._private.test_utils import RayletKiller, WorkerKillerActor, get_and_run
 
 from orchestrator import catalogue
 from orchestrator.attempt import attempt_name
-from tests.broken_storage import break_storage, mend_storage
 from tests.chaos.disk import Disk
 from tests.chaos.network import Network
 from tests.chaos.subject import Subject
-from tests.damaged_files import flip_bit, newest_params
-from tests.distilled_runs import wait_until
-from tests.preemption import announce_preemption
+from tests.helpers.broken_storage import break_storage, mend_storage
+from tests.helpers.damaged_files import flip_bit, newest_params
+from tests.helpers.distilled_runs import wait_until
+from tests.helpers.preemption import announce_preemption
 from workers.snapshot_keeper import NAMESPACE, drop_keepers, keepers
 
 A_WHILE_S = 8.0

@@ -17,8 +17,8 @@ from orchestrator.history import read_attempts, read_events, read_steps
 from orchestrator.launch import create_run, start_controller
 from orchestrator.report_data import read_ledger
 from tests.chaos.world import World
-from tests.distilled_runs import ENDLESS, MORE_STEPS, distilled_values, step_of, wait_until
-from tests.same_run import assert_same_run
+from tests.helpers.distilled_runs import ENDLESS, MORE_STEPS, distilled_values, step_of, wait_until
+from tests.helpers.same_run import assert_same_run
 from workers.snapshot_keeper import drop_keepers, keepers
 
 

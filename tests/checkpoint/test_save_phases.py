@@ -1,0 +1,52 @@
+"""A kill in any phase of a save: the checkpoint is there whole or not at all."""
+
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import catalogue
+from orchestrator.history import read_steps
+from tests.helpers.killed_save import PHASES
+from tests.helpers.students import NUM_STEPS, config_of, job_of
+from workers.checkpoint import checkpoint_url
+from workers.jobs import StartPoint
+from workers.preparer import Prepared
+from workers.student import Finish, train
+
+EVERY_STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text_storage: Path, facts: Prepared) -> Finish:
+    return train(job_of(facts, config_of(text_storage, "undisturbed")))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_kill_in_a_save_costs_that_save_at_most(
+    phase: str, text_storage: Path, facts: Prepared, undisturbed: Finish, tmp_path: Path
+) -> None:
+    config = config_of(
+        text_storage, f"killed-{list(PHASES).index(phase)}", checkpoint={"every_steps": EVERY_STEPS}
+    )
+    job = job_of(facts, config)
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.killed_save", str(tmp_path / "job"), phase],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+    steps = catalogue.committed_steps(job.run_url)
+    told = list(PHASES)[-1]
+    assert steps == ([EVERY_STEPS, 2 * EVERY_STEPS] if phase == told else [EVERY_STEPS])
+    start = StartPoint("resume", checkpoint_url(job.run_url, steps[-1]), steps[-1])
+    finish = train(job_of(facts, config, start, attempt=2))
+    assert (finish.step, finish.digest) == (NUM_STEPS, undisturbed.digest)
+    assert catalogue.committed_steps(job.run_url) == [*range(EVERY_STEPS, NUM_STEPS, 2), NUM_STEPS]
+    assert [line["step"] for line in read_steps(job.run_url)] == list(range(1, NUM_STEPS + 1))
