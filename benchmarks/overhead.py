@@ -193,7 +193,8 @@ def _run_with_pool(config: RunConfig, storage: Path) -> Any:
     from ray.serve.config import ProxyLocation
 
     from orchestrator.launch import create_run
-    from orchestrator.teacher_pool import DEPLOYMENT, app_name
+    from orchestrator.run_pool import app_name
+    from orchestrator.teacher_pool import DEPLOYMENT
 
     folder = create_run(config)
     serve.start(proxy_location=ProxyLocation.Disabled)

@@ -8,7 +8,8 @@ from benchmarks.bare import preset_config, train_here
 from benchmarks.runs import TEACHER, steady_config
 from benchmarks.scripted_teacher import ScriptedJob, ScriptedReplica
 from orchestrator.run_folder import RunFolder
-from orchestrator.teacher_pool import TeacherPool, app_name
+from orchestrator.run_pool import app_name
+from orchestrator.teacher_pool import TeacherPool
 from workers.code_identity import code_digest
 from workers.jobs import TeacherJob
 from workers.serve_teacher import TeacherReplica

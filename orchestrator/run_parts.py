@@ -22,7 +22,7 @@ from workers.evaluator_actor import EvaluatorActor
 from workers.integrity import CorruptOwnCheckpointError
 from workers.jobs import EvaluationJob, StartPoint, StudentJob
 from workers.memory_tier import newest_complete
-from workers.preparer import prepare
+from workers.preparer_actor import PreparerActor
 from workers.snapshot_keeper import drop_keepers, held_by_keepers
 from workers.storage import join
 from workers.student_host import NAMESPACE
@@ -43,8 +43,10 @@ class PreparationPart:
         self._num_deaths = 0
 
     def start(self) -> None:
-        self._actor = start_actor(_Preparer, num_cpus=0, max_concurrency=2, runtime_env=_CPU)
-        self._result = self._actor.prepare.remote(self._spec, self._config)
+        self._actor = start_actor(PreparerActor, num_cpus=0, max_concurrency=2, runtime_env=_CPU)
+        spec, config = self._spec, self._config
+        places = spec.storage_url, spec.run_url, spec.teacher_url
+        self._result = self._actor.prepare.remote(config.data, config.model.vocab_size, *places)
 
     def poll(self) -> list[run_state.Event]:
         if self._result is None or not is_ready(self._result):
@@ -82,29 +84,6 @@ class PreparationPart:
         if self._actor is not None:
             ray.kill(self._actor)
         self._actor = self._result = self._progress = self._last = None
-
-
-class _Preparer:
-    def __init__(self) -> None:
-        self._state: dict[str, Any] = {}
-
-    def prepare(self, spec: LaunchSpec, config: RunConfig) -> dict[str, Any]:
-        facts = prepare(
-            config.data,
-            config.model.vocab_size,
-            spec.storage_url,
-            spec.run_url,
-            spec.teacher_url,
-            num_workers=min(8, os.cpu_count() or 1),
-            progress=self._note,
-        )
-        return vars(facts)
-
-    def progress(self) -> dict[str, Any]:
-        return self._state
-
-    def _note(self, what: str, done: int, total: int) -> None:
-        self._state = {"what": what, "done": done, "total": total}
 
 
 class AttemptPart:

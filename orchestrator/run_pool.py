@@ -3,13 +3,10 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from configs.run import ClusterConfig, RunConfig
+from configs.run import ClusterConfig, RunConfig, TeacherConfig
 from configs.topology import slice_topology
 from orchestrator.launch_spec import LaunchSpec
 from orchestrator.pool_members import needs_of
-from orchestrator.shared_pool import SharedPool
-from orchestrator.teacher_groups import GroupedPool, group_apps
-from orchestrator.teacher_pool import app_name
 from workers.jobs import TeacherJob
 
 
@@ -56,14 +53,33 @@ def make_pool(spec: LaunchSpec, config: RunConfig, say: Callable[..., None]) -> 
     )
     app = _app(spec, config)
     pool = config.teacher.pool
+    # Ray Serve takes a second to import, and nobody else in the controller or the launch needs it.
     if pool is None:
+        from orchestrator.teacher_groups import GroupedPool
+
         return GroupedPool(app, job, spec.run_url, spec.code)
+    from orchestrator.shared_pool import SharedPool
+
     return SharedPool(pool, spec.run_id, job, app, needs_of(spec, config), spec.code, say)
 
 
 def pool_apps(spec: LaunchSpec, config: RunConfig) -> list[str]:
     """The Serve applications that the run's students ask; none where it needs no teachers."""
     return group_apps(_app(spec, config), config.teacher) if config.teacher else []
+
+
+def app_name(run_id: str, shared_pool: str | None = None) -> str:
+    """Name of a pool's Serve application. Others on the cluster are never touched.
+
+    Args:
+        shared_pool: the pool that the run shares, if it has none of its own.
+    """
+    return f"teachers-{run_id}" if shared_pool is None else f"shared-teachers-{shared_pool}"
+
+
+def group_apps(app: str, config: TeacherConfig) -> list[str]:
+    """The Serve applications of a pool: of the first kind, then of each group."""
+    return [app, *(f"{app}-{group.name}" for group in config.groups)]
 
 
 def _students_slices(cluster: ClusterConfig) -> str | None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 
 from configs.distillation import TeacherConfig
+from orchestrator.run_pool import group_apps
 from orchestrator.teacher_pool import TeacherPool
 from workers.jobs import TeacherJob
 
@@ -44,11 +45,6 @@ class GroupedPool:
 
     def _all(self) -> list[TeacherPool]:
         return [self._first, *self._groups]
-
-
-def group_apps(app: str, config: TeacherConfig) -> list[str]:
-    """The Serve applications of a pool: of the first kind, then of each group."""
-    return [app, *(f"{app}-{group.name}" for group in config.groups)]
 
 
 def _configs(config: TeacherConfig) -> list[TeacherConfig]:

@@ -25,15 +25,6 @@ _SERVING = ("RUNNING", "PENDING_MIGRATION")
 _deploying = threading.Lock()
 
 
-def app_name(run_id: str, shared_pool: str | None = None) -> str:
-    """Name of a pool's Serve application. Others on the cluster are never touched.
-
-    Args:
-        shared_pool: the pool that the run shares, if it has none of its own.
-    """
-    return f"teachers-{run_id}" if shared_pool is None else f"shared-teachers-{shared_pool}"
-
-
 def num_serving(states: Mapping[str, int]) -> int:
     """Of replicas by state. One that waits for its substitute, as its node is to go, serves."""
     return sum(states.get(state, 0) for state in _SERVING)
