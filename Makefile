@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	&& echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test chaos check docs clean
+.PHONY: help quickstart test test-quick test-all chaos check docs clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -25,8 +25,16 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 quickstart: $(VENV)/.installed ## text → tokenizer, teacher, distilled student, control, report
 	$(BIN)/stillhouse run quickstart
 
-test: $(VENV)/.installed-dev ## all tests of a change, up to three quarters of an hour on 2 cores
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+test: $(VENV)/.installed-dev ## what a change has to pass
+	$(PYTEST)
+
+test-quick: $(VENV)/.installed-dev ## without Ray, and without what compiles much
+	$(PYTEST) -m "not cluster and not slow"
+
+test-all: $(VENV)/.installed-dev ## everything, the whole chaos included; for a night
+	$(PYTEST) --all
 
 chaos: $(VENV)/.installed-dev ## every fault under one run; its table in docs/reliability.md
 	$(BIN)/python -m tests.chaos --page docs/reliability.md
@@ -37,8 +45,9 @@ check: $(VENV)/.installed-dev ## lint, format, types, and which package may impo
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-docs: $(VENV)/.installed ## the pages that are made from the code
+docs: $(VENV)/.installed-dev ## the pages that are made from the code
 	$(BIN)/python -m configs.reference > docs/configuration.md
+	$(BIN)/python -m tests.promises > docs/tests.md
 
 clean: ## removes what make has installed; runs stay
 	rm -rf $(VENV)

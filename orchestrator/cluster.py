@@ -32,19 +32,24 @@ class SimulatedCluster:
         url = cluster.head_node.webui_url
         self.dashboard_url = f"http://{url}" if url else None
 
-    def add_slice(self, index: int, **node: Any) -> None:
+    def add_slice(self, index: int, topology: str | None = None, **node: Any) -> None:
         """Has the machines of `slice-<index>` join; returns before they have.
 
-        `node` is more that Ray is to know of them.
+        Args:
+            topology: another one than that of the cluster's slices.
+            node: more that Ray is to know of them.
         """
+        shape = self._shape
+        if topology is not None:
+            shape = slice_topology(shape.accelerator, topology)
         self._slices[index] = [
             self._cluster.add_node(
                 wait=False,
                 num_cpus=self._cpus_per_host,
-                **_host_node(self._shape, f"slice-{index}", worker_id),
+                **_host_node(shape, f"slice-{index}", worker_id),
                 **node,
             )
-            for worker_id in range(self._shape.num_hosts)
+            for worker_id in range(shape.num_hosts)
         ]
 
     def lose_slice(self, index: int) -> None:

@@ -21,7 +21,7 @@ from workers.checkpoint import (
 )
 from workers.epochs import SupersededError, check_epoch
 from workers.integrity import sealed, write_file_digests
-from workers.storage import join, list_names, remove_tree, write_json
+from workers.storage import exists, join, list_names, remove_tree, write_json
 from workers.train_step import TrainState
 
 # What Orbax calls a folder that it has not finished, where it can rename folders.
@@ -99,8 +99,10 @@ class CheckpointWriter:
 
     def remove_existing(self, step: int) -> None:
         """Removes the files of a checkpoint that is to be made anew, such as a quarantined one."""
-        self._check_epoch()
-        remove_tree(checkpoint_url(self._run_url, step))
+        url = checkpoint_url(self._run_url, step)
+        if exists(url):
+            self._check_epoch()
+            remove_tree(url)
 
     def _check_epoch(self) -> None:
         if self._epoch is not None:

@@ -20,6 +20,7 @@ from tests.helpers.broken_storage import break_storage, mend_storage
 from tests.helpers.damaged_files import flip_bit, newest_params
 from tests.helpers.distilled_runs import wait_until
 from tests.helpers.preemption import announce_preemption
+from tests.helpers.replicas import flip_bit_in_memory, is_actor
 from workers.snapshot_keeper import NAMESPACE, drop_keepers, keepers
 
 A_WHILE_S = 8.0
@@ -129,6 +130,14 @@ def _(run: Subject) -> None:
 @fault("stopped", "teacher")
 def _(run: Subject) -> None:
     run.process("teacher_ready").suspend()
+
+
+@fault("a bit flipped in memory", "teacher")
+def _(run: Subject) -> None:
+    before = len(run.events("teacher_quarantined"))
+    replicas = [event["who"].removeprefix("teacher-") for event in run.events("teacher_ready")]
+    flip_bit_in_memory(next(name for name in reversed(replicas) if is_actor(name)))
+    wait_until(lambda: len(run.events("teacher_quarantined")) > before)
 
 
 @lasting("stopped for a while", "controller")
@@ -332,7 +341,7 @@ def rays_killer(kind: Any, choose: Any) -> Iterator[None]:
     """One kill, which is over with the block."""
     killer = get_and_run_resource_killer(kind, 1, max_to_kill=1, kill_filter_fn=choose)
     yield
-    assert len(ray.get(killer.get_killed_nodes.remote(), timeout=60)) == 1
+    assert len(ray.get(killer.get_killed_nodes.remote(), timeout=300)) == 1
     ray.kill(killer)
 
 

@@ -23,11 +23,15 @@ from workers.snapshot_keeper import drop_keepers, keepers
 
 
 class Subject:
-    """A run in a world, and the ways to reach what belongs to it."""
+    """A run in a world, and the ways to reach what belongs to it.
 
-    def __init__(self, world: World, name: str, steps: int = ENDLESS):
-        self.world = world
-        teachers = {"replicas": 2, "cpus_per_replica": 0, "answer_within_s": 5.0}
+    Args:
+        teacher: settings of the run's teacher.
+    """
+
+    def __init__(self, world: World, name: str, steps: int = ENDLESS, **teacher: Any):
+        self.world, self._teacher = world, teacher
+        teachers = {"replicas": 2, "cpus_per_replica": 0, "answer_within_s": 5.0, **teacher}
         values = distilled_values(world.storage, name, steps, **teachers) | {
             "evaluation": {"rows_per_batch": 4},
             "mesh": {"fsdp": 2, "model": 2},
@@ -111,14 +115,15 @@ class Subject:
         assert not Path(tempfile.gettempdir(), f"stillhouse-train-{run_id}").exists()
         assert read_ledger(self.folder) is not None, "the time is accounted for, by any clock"
 
-    def finish(self, within_s: float = 240.0) -> None:
+    def finish(self, within_s: float = 1200.0) -> None:
         wait_until(lambda: self.folder.lease() is None and "state" in self.status(), within_s)
         assert self.status()["state"] in ("stopped", "finished"), self.status()
 
     def compare(self) -> None:
         """With a run of the same length that nothing happens to."""
         num_steps = len(read_steps(self.folder.url))
-        undisturbed = Subject(self.world, "undisturbed", num_steps)
-        undisturbed.finish(within_s=240.0 + num_steps)
+        name = f"{self.folder.name}-undisturbed"
+        undisturbed = Subject(self.world, name, num_steps, **self._teacher)
+        undisturbed.finish(within_s=1200.0 + num_steps)
         assert undisturbed.faults() == []
         assert_same_run(self.folder, undisturbed.folder)

@@ -33,6 +33,7 @@ def mesh() -> jax.sharding.Mesh:
     return make_mesh({}, jax.devices()[:1])
 
 
+@pytest.mark.shows("damage-refused", "checkpoint: any bit flipped")
 def test_damage_never_comes_back_silently(saved, mesh):
     """A hundred flipped bits and lost ends, in data, manifests and descriptions: none is missed."""
     url, meta = saved

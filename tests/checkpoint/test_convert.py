@@ -29,7 +29,7 @@ from workers.jobs import StartPoint
 from workers.student import train
 from workers.weights_io import export_weights, import_weights
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
 def called(*args: str) -> str:

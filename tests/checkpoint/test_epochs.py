@@ -7,6 +7,7 @@ import pytest
 from workers.epochs import SupersededError, check_epoch, newest_epoch, take_epoch
 
 
+@pytest.mark.shows("run: taken up on two clusters")
 def test_the_newest_epoch_is_the_one_that_counts(root: str):
     assert newest_epoch(root) == 0
     first = take_epoch(root, "a", "here:1")

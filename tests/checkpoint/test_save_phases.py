@@ -1,21 +1,20 @@
 """A kill in any phase of a save: the checkpoint is there whole or not at all."""
 
-import pickle
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from orchestrator import catalogue
 from orchestrator.history import read_steps
-from tests.helpers.killed_save import PHASES
+from tests.helpers.killed_save import PHASES, killed_in_a_save
 from tests.helpers.students import NUM_STEPS, config_of, job_of
 from workers.checkpoint import checkpoint_url
 from workers.jobs import StartPoint
 from workers.preparer import Prepared
 from workers.student import Finish, train
+
+pytestmark = pytest.mark.slow
 
 EVERY_STEPS = 2
 
@@ -26,21 +25,15 @@ def undisturbed(text_storage: Path, facts: Prepared) -> Finish:
 
 
 @pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.shows("student host: killed in each phase of a save")
 def test_a_kill_in_a_save_costs_that_save_at_most(
-    phase: str, text_storage: Path, facts: Prepared, undisturbed: Finish, tmp_path: Path
+    phase: str, text_storage: Path, facts: Prepared, undisturbed: Finish
 ) -> None:
     config = config_of(
         text_storage, f"killed-{list(PHASES).index(phase)}", checkpoint={"every_steps": EVERY_STEPS}
     )
     job = job_of(facts, config)
-    (tmp_path / "job").write_bytes(pickle.dumps(job))
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.killed_save", str(tmp_path / "job"), phase],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed_in_a_save(job, phase) == -signal.SIGKILL
 
     steps = catalogue.committed_steps(job.run_url)
     told = list(PHASES)[-1]

@@ -23,7 +23,7 @@ from workers.integrity import check_files
 from workers.preparer import Prepared
 from workers.student import Finish, Hooks, train
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,7 @@ def test_the_last_checkpoint_is_waited_for(text_storage, facts, undisturbed, mon
     assert read_meta(checkpoint_url(blocked.run_url, NUM_STEPS)).digest == finish.digest
 
 
+@pytest.mark.shows("student host: its disk full")
 def test_a_host_that_fails_in_a_save_keeps_no_other_waiting(text_storage, facts):
     """Alone on its full disk, it never comes to where the hosts meet in Orbax."""
     config = config_of(
@@ -183,6 +184,7 @@ def _run_gang(job_file: Path, lift_at: tuple[int, int]) -> list[str]:
     return [lines[-1] for lines in told]
 
 
+@pytest.mark.shows("storage: does not answer a save")
 def test_storage_that_does_not_answer_holds_up_no_step(
     text_storage, facts, undisturbed, monkeypatch
 ):

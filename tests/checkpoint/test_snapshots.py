@@ -81,6 +81,7 @@ def test_no_more_is_fetched_than_is_missing():
     assert len(fetched) == 2
 
 
+@pytest.mark.shows("snapshots: damaged")
 def test_a_part_that_is_missing_or_changed_is_refused():
     pieces = pieces_of(state_on({"fsdp": 8}))
     mesh = make_mesh({"fsdp": 8})

@@ -1,4 +1,4 @@
-"""Five thousand mutated configuration files: each is a configuration, or refused by its faults."""
+"""Mutated configuration files: each is a configuration, or refused by its faults."""
 
 import copy
 import functools
@@ -16,8 +16,9 @@ from configs.load import load_config, preset_names, read_source, recipe_configs
 from configs.run import RecipeConfig, RunConfig
 from configs.section import settings_of
 from configs.yaml_text import parse_yaml
+from tests.helpers.environment import examples
 
-NUM_EXAMPLES = 5000
+NUM_EXAMPLES = examples(by_day=500, by_night=5000)
 PRESETS = Path(__file__).parents[2] / "configs" / "presets"
 PATHS = [setting.path.replace(".N", ".0") for setting in settings_of(RunConfig)]
 NAMES = sorted({name for path in PATHS for name in path.split(".") if not name.isdigit()})

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray.serve.context import _set_global_client
 
 from configs.load import parse_run
 from orchestrator import history
 from orchestrator.launch import connect, create_run, start_controller
 from orchestrator.run_folder import RunFolder
+from tests.helpers.environment import one_device
 from tests.helpers.runs import tiny_values
 
 # More than any machine gets to: a run goes on until it is told to stop, however fast it is.
@@ -28,13 +30,14 @@ MORE_STEPS = 5
 def embedded_ray() -> Iterator[str]:
     """A Ray of its own, in a temporary folder of its own; its address."""
     with pytest.MonkeyPatch.context() as changed, tempfile.TemporaryDirectory(prefix="sh-") as path:
-        for name in ("XLA_FLAGS", "NPROC"):
-            changed.delenv(name)
+        changed.delenv("NPROC")
+        changed.setenv("XLA_FLAGS", one_device()["XLA_FLAGS"])
         changed.setenv("RAY_TMPDIR", path)
         try:
             yield connect(None)
         finally:
             ray.shutdown()
+            _set_global_client(None)  # the next tests have another Serve
 
 
 def distilled_values(storage: Path, name: str, steps: int, **teacher: Any) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def end_of(folder: RunFolder) -> tuple[list[str], str]:
     return [line["loss"].hex() for line in lines], status["digest"]
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 240) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 600) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the run did not get there"

@@ -1,11 +1,9 @@
-"""A student that is killed in its second save: `python -m tests.helpers.killed_save JOB PHASE`."""
+"""A student that is killed in its second save, in a process of its own."""
 
+import multiprocessing
 import os
-import pickle
 import signal
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from workers import checkpoint_writer
@@ -26,7 +24,25 @@ PHASES: dict[str, tuple[Any, str]] = {
 }
 
 
-def killed_before(work: Callable[..., Any], call: int) -> Callable[..., Any]:
+def killed_in_a_save(job: StudentJob, phase: str) -> int:
+    """Trains until the kill comes; how the process ended."""
+    # Each process finds all that it needs imported.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    student = processes.Process(target=_train, args=(job, phase))
+    student.start()
+    student.join()
+    assert student.exitcode is not None
+    return student.exitcode
+
+
+def _train(job: StudentJob, phase: str) -> None:
+    owner, name = PHASES[phase]
+    setattr(owner, name, _killed_before(getattr(owner, name), call=2))
+    train(job)
+
+
+def _killed_before(work: Callable[..., Any], call: int) -> Callable[..., Any]:
     calls = 0
 
     def count(*args: Any, **options: Any) -> Any:
@@ -37,14 +53,3 @@ def killed_before(work: Callable[..., Any], call: int) -> Callable[..., Any]:
         return work(*args, **options)
 
     return count
-
-
-def main(job_file: str, phase: str) -> None:
-    job: StudentJob = pickle.loads(Path(job_file).read_bytes())
-    owner, name = PHASES[phase]
-    setattr(owner, name, killed_before(getattr(owner, name), call=2))
-    train(job)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Trains the distilled run of a file in this process, without Ray; prints its state digest.
+"""Trains the distilled runs of some files in this process, without Ray; prints their state digests.
 
 A process of its own, since the number of JAX devices and threads decides the last bits.
 """
@@ -10,6 +10,7 @@ from configs.load import load_config
 from configs.run import RunConfig
 
 if __name__ == "__main__":
-    config = load_config(sys.argv[1])
-    assert isinstance(config, RunConfig)
-    print(train_here(config).finish.digest)
+    for file in sys.argv[1:]:
+        config = load_config(file)
+        assert isinstance(config, RunConfig)
+        print(train_here(config).finish.digest)

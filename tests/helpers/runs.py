@@ -1,5 +1,6 @@
 """Small runs for tests: text, settings, and a teacher, without a cluster."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,11 @@ def make_teacher(storage: Path, text: Path, name: str = "teacher") -> str:
     assert text.parent == storage
     values = tiny_values(storage, name) | {"cluster": {"devices_per_host": 8}}
     return train_here(parse_run(values, "test")).finish.digest
+
+
+def copy_storage(storage: Path, to: Path) -> Path:
+    """A storage of one's own with all that another one holds, below `to`, which is there."""
+    shutil.copytree(storage, to, dirs_exist_ok=True)
+    for config in (to / "runs").glob("*/config.yaml"):
+        config.write_text(config.read_text().replace(str(storage), str(to)))
+    return to

@@ -1,17 +1,15 @@
 """What it means that two runs were the same."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 
+from configs.run import RunConfig
 from orchestrator import history
 from orchestrator.run_folder import RunFolder
-
-# In a process of one device, as the hosts of a run on an embedded Ray are.
-_OF_THE_TESTS = ("XLA_FLAGS", "NPROC")
+from tests.helpers.environment import one_device
 
 
 def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
@@ -20,32 +18,38 @@ def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
     assert (folder.status() or {})["digest"] == (other.status() or {})["digest"]
 
 
-def assert_same_in_one_process(folder: RunFolder) -> None:
-    """As `assert_same_run`, of the same run in one process, in one go and without Ray.
+def assert_same_in_one_process(*folders: RunFolder) -> None:
+    """As `assert_same_run`, of the same runs in one process, in one go and without Ray.
 
-    It asks a teacher of its own for all its targets, also for those that the run has stored.
+    They ask a teacher of their own for all targets, also for those that are stored.
     """
+    references = [_reference(folder) for folder in folders]
+    files = [Path(each.storage, f"{each.name}.yaml") for each in references]
+    for file, each in zip(files, references, strict=True):
+        file.write_text(yaml.safe_dump(each.model_dump(mode="json")))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.reference", *map(str, files)],
+        env=one_device(),  # as the hosts of a run on an embedded Ray
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    digests = done.stdout.split()
+    for folder, reference, digest in zip(folders, references, digests, strict=True):
+        assert_same_steps(folder.url, RunFolder.of(reference).url)
+        assert (folder.status() or {})["digest"] == digest
+
+
+def _reference(folder: RunFolder) -> RunConfig:
     config = folder.config()
     assert config.teacher is not None
-    teacher = config.teacher.model_copy(update={"pool": None, "cache_bytes": 0})
     changes = {
         "name": f"{folder.name}-reference",
         "steps": len(history.read_steps(folder.url)),
-        "teacher": teacher,
+        "teacher": config.teacher.model_copy(update={"pool": None, "cache_bytes": 0}),
     }
-    reference = config.model_copy(update=changes)
-    file = Path(config.storage, f"{reference.name}.yaml")
-    file.write_text(yaml.safe_dump(reference.model_dump(mode="json")))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.reference", str(file)],
-        env={name: value for name, value in os.environ.items() if name not in _OF_THE_TESTS},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert_same_steps(folder.url, RunFolder(config.storage, reference.name).url)
-    assert (folder.status() or {})["digest"] == done.stdout.strip()
+    return config.model_copy(update=changes)
 
 
 def assert_same_steps(url: str, other_url: str) -> None:

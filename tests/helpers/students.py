@@ -1,11 +1,14 @@
 """Students on one host, without Ray: their jobs, a teacher beside them, and what they leave."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from configs.run import RunConfig
+from model.targets import Codec
 from orchestrator.history import read_steps
 from tests.helpers.checkpoints import tiny_config
 from workers.checkpoint import checkpoint_url
@@ -15,6 +18,7 @@ from workers.preparer import Prepared
 from workers.student import STOP_SIGNAL, Hooks
 from workers.targets_protocol import Answer, TargetRequest, TargetSource, TeacherUnavailableError
 from workers.teacher import Teacher
+from workers.train_step import TrainStep
 
 NUM_STEPS = 6
 MESH = {"fsdp": 2, "model": 2}
@@ -50,6 +54,26 @@ def job_of(
         tokenizer_digest=facts.tokenizer_digest,
         **values,
     )
+
+
+# Settings that no step depends on.
+_BESIDE_THE_STEP = {"name", "storage", "data", "cluster", "checkpoint", "evaluation", "tracking"}
+_BESIDE_THE_STEP |= {"record", "watchdog", "faults", "anomalies", "start_from"}
+
+
+def memoised(make: Callable[..., TrainStep]) -> Callable[..., TrainStep]:
+    """`make_train_step` that gives runs of equal steps one program, instead of one each."""
+    made: dict[Any, TrainStep] = {}
+
+    def make_once(
+        config: RunConfig, codec: Codec | None, mesh: Mesh, guarded: bool = False
+    ) -> TrainStep:
+        key = config.model_dump_json(exclude=_BESIDE_THE_STEP), codec, mesh, guarded
+        if key not in made:
+            made[key] = make(config, codec, mesh, guarded)
+        return made[key]
+
+    return make_once
 
 
 class Beside(TargetSource):

@@ -12,6 +12,8 @@ from model.cache import LayerCache, empty_cache, extend, visible_slots
 from model.transformer import continue_texts, unembed
 from tests.helpers.small_models import logits_at_once, random_params, small_config
 
+pytestmark = pytest.mark.slow
+
 
 @partial(jax.jit, static_argnames="config")
 def read_on(params, config, cache, tokens_BT, positions_BT, valid_BT):

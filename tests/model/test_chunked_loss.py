@@ -1,6 +1,9 @@
 """The chunked loss and its gradients are those of whole logits, whatever the chunks."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +38,17 @@ ADDITIONS = {
 }
 
 
-@pytest.mark.parametrize("addition", ADDITIONS)
-@pytest.mark.parametrize("name", OBJECTIVES)
+_BY_NIGHT = pytest.mark.night("test_losses_and_gradients_are_those_of_whole_logits")
+
+
+def _cases() -> Iterator[Any]:
+    """By day each objective with nothing and with all, and each addition with one objective."""
+    for name, addition in itertools.product(OBJECTIVES, ADDITIONS):
+        by_day = addition in ("alone", "all") or name == "forward_kl"
+        yield pytest.param(name, addition, marks=() if by_day else _BY_NIGHT)
+
+
+@pytest.mark.parametrize(("name", "addition"), _cases())
 def test_losses_and_gradients_are_those_of_whole_logits(name, addition):
     label_weight, changes, sizes = ADDITIONS[addition]
     objective = dataclasses.replace(OBJECTIVES[name], **changes)

@@ -20,6 +20,8 @@ from tests.helpers.small_models import (
     texts_of,
 )
 
+pytestmark = pytest.mark.slow
+
 GREEDY = Sampling(temperature=0)
 
 

@@ -88,6 +88,7 @@ def test_a_missing_file_is_named():
     assert "elsewhere/run.yaml" in refused("run", "elsewhere/run.yaml")
 
 
+@pytest.mark.shows("said-in-a-sentence")
 def test_all_faults_are_told_at_once_by_their_paths(storage: Path):
     source = write_file(storage, steps=-1, batch={"rows": 0})
     said = refused("run", source, "--set", "seed=many")
@@ -118,6 +119,7 @@ def test_a_run_of_missing_text_leaves_nothing(storage: Path):
     assert not (storage / "runs").exists()
 
 
+@pytest.mark.shows("run-after-end")
 def test_a_taken_name_is_refused(storage: Path):
     make_run(storage, "my-run").write_status({**STATUS, "state": "stopped"})
     said = refused("run", write_file(storage))

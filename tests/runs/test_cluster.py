@@ -15,8 +15,6 @@ from orchestrator import cluster
 from orchestrator.cluster import simulated_cluster
 from orchestrator.cpu_devices import cpu_devices
 
-pytestmark = pytest.mark.cluster
-
 POSSIBLE = [
     (accelerator, topology)
     for accelerator, generation in GENERATIONS.items()

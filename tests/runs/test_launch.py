@@ -16,8 +16,6 @@ from tests.helpers.runs import VOCAB_SIZE, tiny_values
 from workers.preparer import prepare
 from workers.storage import write_json
 
-pytestmark = pytest.mark.cluster
-
 
 @pytest.fixture(autouse=True)
 def _leave_only_the_teacher(request: pytest.FixtureRequest, storage: Path):
@@ -202,6 +200,7 @@ def test_a_run_that_was_half_made_by_a_crash_can_be_made_again(storage: Path):
 # What can be seen only once the tokenizer is there.
 
 
+@pytest.mark.shows("said-in-a-sentence")
 def test_a_teacher_of_another_tokenizer_is_refused(storage: Path, tmp_path: Path):
     other = tmp_path / "text"
     other.mkdir()

@@ -14,6 +14,8 @@ from workers.jobs import StartPoint
 from workers.preparer import Prepared
 from workers.student import Finish, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(text_storage: Path, facts: Prepared) -> tuple[RunConfig, Finish]:

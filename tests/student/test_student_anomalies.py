@@ -26,6 +26,8 @@ from workers.student import Finish, train
 from workers.targets_protocol import Answer, TargetRequest
 from workers.teacher import Teacher
 
+pytestmark = pytest.mark.slow
+
 BAD_STEP = 4
 _NAN = 0x7FC0  # of a bfloat16
 
@@ -83,6 +85,7 @@ def without(step: int, config: RunConfig) -> dict[int, list[str]]:
     return {each: values for each, values in losses(config).items() if each != step}
 
 
+@pytest.mark.shows("not-finite")
 def test_a_step_that_is_not_finite_is_skipped_as_if_one_had_known(text_storage, facts, teacher):
     config = distilled_config(text_storage, "skipping", on_nan="skip")
     finish = train(job_to(facts, config), Poisoned(teacher, BAD_STEP))

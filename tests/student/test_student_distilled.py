@@ -40,6 +40,8 @@ from workers.targets_protocol import CACHE, Answer, TargetRequest
 from workers.teacher import Teacher, codec_of
 from workers.unembedding import load_unembedding
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def teacher(text_storage: Path) -> tuple[Teacher, str]:
@@ -109,6 +111,7 @@ def test_distilling_resumes_to_the_same_bits_beside_a_teacher_that_dies(distille
     assert {event["reason"] for event in retries} == {"the replica died"}
 
 
+@pytest.mark.shows("stored targets: damaged")
 def test_stored_targets_are_not_asked_for_again(text_storage, distilled, facts, teacher):
     """By an attempt that resumes, and by another run; and what is damaged is."""
     config = config_of(text_storage, "storing", distilled=True, cache_bytes=2**30)

@@ -32,6 +32,8 @@ from tests.helpers.train_steps import (
 from workers.digest import state_digest
 from workers.train_step import HAS_TARGETS, StepMetrics, label_weight, loss_sums
 
+pytestmark = pytest.mark.slow
+
 
 def test_all_probabilities_give_divergence_plus_entropy():
     config = config_of(distilled=True)

@@ -1,44 +1,34 @@
-"""The real path on a simulated slice of two hosts, undisturbed and with processes killed."""
+"""The real path on a simulated slice of two hosts, undisturbed and with processes killed.
+
+Costs a cluster of its own, three gangs of two hosts and five teachers.
+"""
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-import yaml
 
 from configs.load import parse_run
 from configs.run import RunConfig
 from orchestrator import history
 from orchestrator.cluster import SimulatedCluster, simulated_cluster
 from orchestrator.launch import connect, create_run, start_controller
-from orchestrator.ray_calls import answer, beside_me, start_actor
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
 from tests.helpers.distilled_runs import ENDLESS, distilled_values, step_of, wait_until
-from tests.helpers.runs import tiny_values
 from tests.helpers.same_run import assert_same_run
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.night("test_a_disturbed_run_equals_an_undisturbed_one")
 
 EVERY_STEPS = 8
 
 
-class Placed:
-    """Tells where it is."""
-
-    def node(self) -> str:
-        return ray.get_runtime_context().get_node_id()
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SimulatedCluster]:
-    with simulated_cluster(1, "2x2x2", "v4", dashboard=True) as running:
+    with simulated_cluster(1, "2x2x2", "v4") as running:
         connect(running.address)
         yield running
 
@@ -70,16 +60,6 @@ def undisturbed(cluster: SimulatedCluster, storage: Path, disturbed: RunFolder) 
     return folder
 
 
-def test_what_drives_a_run_is_placed_beside_its_caller(cluster: SimulatedCluster) -> None:
-    actors = [start_actor(Placed, **beside_me()) for _ in range(6)]
-    try:
-        places = {answer(actor.node.remote()) for actor in actors}
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-    assert places == {Placed().node()}
-
-
 def test_undisturbed_run_is_complete(undisturbed: RunFolder) -> None:
     steps = history.read_steps(undisturbed.url)
     num_steps = undisturbed.config().steps
@@ -105,63 +85,6 @@ def test_killed_teacher_and_host_change_no_bit(
     restarts = {(e["start"], e["step"]) for e in ready if e["attempt"] == 2}
     assert restarts == {("memory", last)}
     assert_same_run(disturbed, undisturbed)
-
-
-def test_a_run_outlives_its_job_its_terminal_and_its_controller(
-    cluster: SimulatedCluster, storage: Path
-) -> None:
-    from ray.job_submission import JobSubmissionClient
-
-    assert cluster.dashboard_url is not None
-    values = tiny_values(storage, "job") | {
-        "steps": ENDLESS,
-        "checkpoint": {"every_steps": 500},
-        "evaluation": {"enabled": False},
-    }
-    (storage / "job.yaml").write_text(yaml.safe_dump(values))
-    folder = RunFolder(str(storage), "job")
-    root = Path(__file__).parents[2]
-    submitted = command(
-        *("submit", str(storage / "job.yaml"), "--address", cluster.dashboard_url),
-        *("--working-dir", str(root), "--no-wait"),
-    )
-    output, _ = submitted.communicate(timeout=120)
-    assert submitted.returncode == 0, output
-
-    # `ray job stop` lets the run save and stop.
-    wait_until(lambda: step_of(folder) >= 10)
-    client = JobSubmissionClient(cluster.dashboard_url)
-    (job,) = [job for job in client.list_jobs() if job.submission_id is not None]
-    assert job.submission_id is not None
-    client.stop_job(job.submission_id)
-    wait_until(lambda: status(folder).get("state") == State.STOPPED)
-    wait_until(lambda: folder.lease() is None)
-    stopped_at = history.read_steps(folder.url)[-1]["step"]
-    assert status(folder)["checkpoints"][-1] == stopped_at
-
-    # A terminal that is lost takes nothing along, nor does the controller's death.
-    terminal = command("resume", "job", "--storage", str(storage), "--address", cluster.address)
-    wait_until(lambda: step_of(folder) >= stopped_at + 10)
-    terminal.kill()
-    terminal.wait()
-    kill_one(folder, "controller_started")
-    wait_until(lambda: count(folder, "controller_started") == 3)
-    lost_at = step_of(folder)
-    wait_until(lambda: step_of(folder) >= lost_at + 10)
-    folder.send({"kind": "stop"})
-    wait_for_end(folder, State.STOPPED)
-    lines = history.read_steps(folder.url)
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    assert {line["attempt"] for line in lines} == {1, 2}
-
-
-def command(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def count(folder: RunFolder, event: str) -> int:

@@ -1,28 +1,31 @@
-"""A run on two slices, of which one is lost for a while."""
+"""A run on two slices, of which one is lost for a while.
+
+Costs three gangs; the same run without a loss is made in this process.
+"""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.bare import train_here
 from configs.load import parse_run
-from orchestrator.cluster import simulated_cluster
 from orchestrator.history import read_events, read_steps
-from orchestrator.launch import connect, create_run, start_controller
+from orchestrator.launch import create_run, start_controller
 from orchestrator.run_folder import RunFolder
+from tests.chaos.world import World
 from tests.helpers.distilled_runs import ENDLESS, step_of, wait_until
-from tests.helpers.runs import text_folder, tiny_values
-
-pytestmark = pytest.mark.cluster
+from tests.helpers.runs import tiny_values
 
 MORE_STEPS = 5
 # Float32 sums over another number of devices.
 TOLERANCE = 1e-4
 
 
-def start(storage: Path, address: str, name: str, steps: int) -> RunFolder:
-    values = tiny_values(storage, name) | {
-        "steps": steps,
+def elastic_values(storage: Path) -> dict[str, Any]:
+    return tiny_values(storage, "elastic") | {
+        "steps": ENDLESS,
         "optimizer": {"final_lr_ratio": 1.0},
         "mesh": {"fsdp": 2, "model": 2},
         "cluster": {
@@ -35,9 +38,6 @@ def start(storage: Path, address: str, name: str, steps: int) -> RunFolder:
         "checkpoint": {"every_steps": 10**6, "snapshot_every_steps": 1},
         "evaluation": {"enabled": False},
     }
-    folder = create_run(parse_run(values, "test"))
-    start_controller(folder, address)
-    return folder
 
 
 def attempt_of(folder: RunFolder) -> int:
@@ -50,26 +50,33 @@ def goes_on_in(folder: RunFolder, attempt: int) -> None:
     wait_until(lambda: step_of(folder) >= step + MORE_STEPS)
 
 
-def test_a_run_shrinks_to_what_is_left_and_grows_back(tmp_path: Path):
-    text_folder(tmp_path)
-    with simulated_cluster(2, "2x2x1", "v4") as cluster:
-        connect(cluster.address)
-        folder = start(tmp_path, cluster.address, "elastic", ENDLESS)
-        goes_on_in(folder, 1)
-        cluster.lose_slice(1)
-        goes_on_in(folder, 2)
-        cluster.add_slice(2)
-        goes_on_in(folder, 3)
-        folder.send({"kind": "stop"})
-        wait_until(lambda: folder.lease() is None)
-        assert (folder.status() or {})["state"] == "stopped", folder.status()
-        lines = read_steps(folder.url)
-        undisturbed = start(tmp_path, cluster.address, "undisturbed", len(lines))
-        wait_until(lambda: undisturbed.lease() is None)
+def in_one_process(storage: Path, steps: int) -> str:
+    """The run on eight devices of this process, in a storage of its own; its folder."""
+    cluster = {"cluster": {"devices_per_host": 8}, "mesh": {"data": 2, "fsdp": 2, "model": 2}}
+    values = elastic_values(storage) | {"steps": steps, **cluster}
+    return train_here(parse_run(values, "test")).folder.url
 
+
+@pytest.mark.shows("slice-lost", "slice: lost for longer")
+def test_a_run_shrinks_to_what_is_left_and_grows_back(
+    shared_world: World, text_storage: Path
+) -> None:
+    folder = create_run(parse_run(elastic_values(shared_world.storage), "test"))
+    start_controller(folder, shared_world.cluster.address)
+    goes_on_in(folder, 1)
+    shared_world.cluster.lose_slice(1)
+    goes_on_in(folder, 2)
+    shared_world.add_slice(1)
+    goes_on_in(folder, 3)
+    folder.send({"kind": "stop"})
+    wait_until(lambda: folder.lease() is None)
+    assert (folder.status() or {})["state"] == "stopped", folder.status()
+
+    lines = read_steps(folder.url)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    for line, expected in zip(lines, read_steps(undisturbed.url), strict=True):
-        assert math.isclose(line["loss"], expected["loss"], rel_tol=TOLERANCE), line["step"]
+    expected = read_steps(in_one_process(text_storage, len(lines)))
+    for line, other in zip(lines, expected, strict=True):
+        assert math.isclose(line["loss"], other["loss"], rel_tol=TOLERANCE), line["step"]
     events = read_events(folder.url)
     resized = [(e["before"], e["slices"]) for e in events if e["event"] == "resized"]
     assert resized == [(2, 1), (1, 2)]

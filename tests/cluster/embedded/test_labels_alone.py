@@ -1,7 +1,8 @@
 """A run that loses its teacher, goes on with labels alone and comes back, against a replay of it.
 
 The replay is another run, undisturbed and without a pool. It is told which rows had labels alone,
-and has to come to the same losses and the same state.
+and has to come to the same losses and the same state. Costs one gang, two teachers one after the
+other, and the replay in a process of its own.
 """
 
 import itertools
@@ -33,13 +34,11 @@ from workers.targets_protocol import (
     TargetSpec,
 )
 
-pytestmark = pytest.mark.cluster
-
 
 @pytest.fixture(scope="module")
 def disturbed(storage: Path, address: str) -> DistilledRun:
     """A run whose one teacher was killed; it did not wait for the next one."""
-    run = DistilledRun(storage, address, "disturbed", ENDLESS, labels_after_s=1.0)
+    run = DistilledRun(storage, address, "labels", ENDLESS, labels_after_s=1.0)
     run.goes_on()
     (ready,) = run.events("teacher_ready")
     os.kill(ready["pid"], signal.SIGKILL)
@@ -56,6 +55,7 @@ def origins(run: DistilledRun) -> set[str]:
     return {origin for line in lines for origin in line["targets"]["from"]}
 
 
+@pytest.mark.shows("only teacher: killed, labels go on alone")
 def test_without_teachers_labels_take_over_and_targets_come_back(disturbed: DistilledRun) -> None:
     lines = history.read_steps(disturbed.folder.url)
     ready = [e["who"].removeprefix("teacher-") for e in disturbed.events("teacher_ready")]

@@ -1,4 +1,7 @@
-"""Teachers killed, stopped and damaged under a run, one of two and all of them: no bit changes."""
+"""Teachers killed, stopped and damaged under a run, one of two and all of them: no bit changes.
+
+Costs two gangs and some thirteen teachers, one or two at a time.
+"""
 
 import os
 import signal
@@ -6,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from orchestrator import history
 from tests.helpers.distilled_runs import ENDLESS, DistilledRun, wait_until
+from tests.helpers.replicas import flip_bit_in_memory, is_actor
 from tests.helpers.same_run import assert_same_in_one_process
-
-pytestmark = pytest.mark.cluster
 
 
 class Run(DistilledRun):
@@ -47,16 +48,6 @@ def origins(run: DistilledRun) -> set[str]:
     return {origin for line in lines for origin in line["targets"]["from"]}
 
 
-def actor_name(replica: str) -> str | None:
-    actors: Any = ray.util.list_named_actors(all_namespaces=True)
-    names = [actor["name"] for actor in actors]
-    return next((name for name in names if name.endswith(f"#{replica}")), None)
-
-
-def is_actor(replica: str) -> bool:
-    return actor_name(replica) is not None
-
-
 def kill(teacher: tuple[str, int]) -> None:
     os.kill(teacher[1], signal.SIGKILL)
 
@@ -66,23 +57,12 @@ def hang(teacher: tuple[str, int]) -> None:
 
 
 def damage(teacher: tuple[str, int]) -> None:
-    """Flips a bit of the parameters in the replica's memory."""
-
-    def flip(actor: Any) -> None:
-        import jax.numpy as jnp
-
-        params = actor._replica_impl._user_callable_wrapper._callable._teacher._params
-        bits = params["embedding"].view(jnp.uint32)
-        params["embedding"] = bits.at[3, 3].set(bits[3, 3] ^ (1 << 20)).view(jnp.float32)
-
-    name = actor_name(teacher[0])
-    assert name is not None
-    ray.get(ray.get_actor(name, "serve").__ray_call__.remote(flip))
+    flip_bit_in_memory(teacher[0])
 
 
 @pytest.fixture(scope="module")
 def disturbed(storage: Path, address: str) -> Run:
-    run = Run(storage, address, "disturbed")
+    run = Run(storage, address, "harmed")
     for everybody in (False, True):
         for harm in (kill, hang, damage):
             teachers = run.teachers(2)
@@ -97,10 +77,12 @@ def disturbed(storage: Path, address: str) -> Run:
     return run
 
 
+@pytest.mark.night("test_a_disturbed_run_equals_an_undisturbed_one")
 def test_faults_of_teachers_change_no_bit(disturbed: Run) -> None:
     assert_same_in_one_process(disturbed.folder)
 
 
+@pytest.mark.night("test_a_disturbed_run_equals_an_undisturbed_one")
 def test_what_happened_to_the_teachers_is_told(disturbed: Run) -> None:
     failed = disturbed.events("teacher_failed")
     assert any("no answer within 3 s" in event["reason"] for event in failed)
@@ -113,6 +95,7 @@ def test_what_happened_to_the_teachers_is_told(disturbed: Run) -> None:
     assert origins(disturbed) <= ready(disturbed).keys()
 
 
+@pytest.mark.night("test_each_kind_of_replica_has_an_application_and_machines_of_its_own")
 def test_replicas_of_several_kinds_share_the_work(storage: Path, address: str) -> None:
     more = [{"name": "more", "replicas": 1, "cpus_per_replica": 0}]
     run = Run(storage, address, "kinds", replicas=1, sameness="mixed", groups=more)

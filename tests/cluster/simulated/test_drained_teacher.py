@@ -1,4 +1,7 @@
-"""A node that is about to be taken away: its teacher is replaced first, and answers to the end."""
+"""A node that is about to be taken away: its teacher is replaced first, and answers to the end.
+
+Costs three replicas that compute nothing, and a machine that joins.
+"""
 
 import contextlib
 import dataclasses
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.serve.context import _get_global_client, _set_global_client
+from ray.serve.context import _get_global_client
 
 from benchmarks.scripted_teacher import (
     SPEC,
@@ -21,9 +24,8 @@ from benchmarks.scripted_teacher import (
     request_of,
     scripted_job,
 )
-from orchestrator.cluster import simulated_cluster
-from orchestrator.launch import connect
 from orchestrator.teacher_pool import TeacherPool
+from tests.chaos.world import World
 from tests.helpers.distilled_runs import wait_until
 from tests.helpers.preemption import announce_preemption
 from workers.asking import PatientSource
@@ -33,9 +35,8 @@ from workers.serve_replicas import ServeReplicas
 from workers.serve_teacher import DEPLOYMENT
 from workers.targets_protocol import Answer, Row, Scored, row_digest
 
-pytestmark = pytest.mark.cluster
-
 APP = "teachers-drained"
+THIRD = 2
 # More than any machine takes: nobody hedges, gives up or is replaced for being slow.
 LONG_S = 600.0
 MAX_REQUESTS, ROWS_EACH = 16, 4
@@ -77,20 +78,20 @@ def opened(gate: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Iterator[TeacherPool]:
-    """Two replicas on three nodes that have room for one each."""
+def pool(shared_world: World, tmp_path: Path) -> Iterator[TeacherPool]:
+    """Two replicas on three machines that have room for one each."""
     job = scripted_job(str(tmp_path), ROWS_EACH, 0.0, ROW_BYTES)
-    settings = {"cpus_per_replica": 1.0, "answer_within_s": LONG_S}
+    settings = {"tpus_per_replica": 4, "answer_within_s": LONG_S}
     job = dataclasses.replace(job, config=job.config.model_copy(update=settings))
     job = GatedJob(**vars(job), gate=str(tmp_path))
-    with simulated_cluster(3, "2x2x1", "v4", head_cpus=0, cpus_per_host=1) as cluster:
-        connect(cluster.address)
-        pool = TeacherPool(APP, job, str(tmp_path), code_digest(), GatedReplica)
-        pool.scale(2)
-        wait_until(lambda: pool.status() == {"RUNNING": 2})
-        yield pool
-        pool.remove()
-        _set_global_client(None)  # the next test has another Serve
+    shared_world.cluster.add_slice(THIRD)
+    pool = TeacherPool(APP, job, str(tmp_path), code_digest(), GatedReplica)
+    pool.scale(2)
+    wait_until(lambda: pool.status() == {"RUNNING": 2})
+    yield pool
+    pool.remove()
+    shared_world.replace_taken_back()
+    shared_world.cluster.lose_slice(THIRD)
 
 
 def replicas() -> dict[str, tuple[str, str]]:
@@ -114,6 +115,7 @@ def check(answers: list[Answer], rows: range) -> set[str]:
     return {answer.chunk.origin for answer in answers}
 
 
+@pytest.mark.shows("teacher's machine: preempted")
 def test_a_teacher_on_a_node_that_is_taken_back_is_replaced_first_and_loses_nothing(
     pool: TeacherPool, tmp_path: Path
 ) -> None:

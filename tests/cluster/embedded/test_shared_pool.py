@@ -1,4 +1,7 @@
-"""Several students on one pool of teachers: each learns what it learns alone."""
+"""Several students on one pool of teachers: each learns what it learns alone.
+
+Costs two gangs, one of them launched by a process of its own, and three teachers.
+"""
 
 import os
 import signal
@@ -18,8 +21,6 @@ from tests.helpers.distilled_runs import ENDLESS, DistilledRun, wait_until
 from tests.helpers.runs import tiny_values
 from tests.helpers.same_run import assert_same_in_one_process
 from workers.code_identity import code_digest
-
-pytestmark = pytest.mark.cluster
 
 APP = "shared-teachers-elders"
 
@@ -65,11 +66,12 @@ def test_two_students_share_a_pool_and_learn_what_they_learn_alone(
     assert left == [run.folder.identity()["run_id"] for run in shared]
     assert len(pool_events(storage, "elders", "teacher_ready")) == 2
     assert len(shared[0].events("pool_joined")) == 1
+    assert_same_in_one_process(*(run.folder for run in shared))
     for run in shared:
-        assert_same_in_one_process(run.folder)
         assert {line["attempt"] for line in history.read_steps(run.folder.url)} == {1}
 
 
+@pytest.mark.shows("pool keeper: killed")
 def test_a_keeper_that_dies_is_back_and_takes_the_replicas_up(storage: Path, address: str) -> None:
     """The member is here: a controller's side of the pool, without students."""
     values = tiny_values(storage, "member") | {"objective": {"kind": "distill"}}
