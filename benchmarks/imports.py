@@ -153,8 +153,8 @@ def _config(preset: str, storage: str, name: str, **changes: Any) -> Any:
     from configs.load import read_source
 
     data = read_source(preset)["data"]
-    data["sources"][0]["max_bytes"] = 400_000
-    data["tokenizer"] |= {"vocab_size": 512, "train_bytes": 200_000}
+    data["sources"][0]["max_bytes"] = 2_000_000
+    data["tokenizer"]["train_bytes"] = 1_000_000
     small = {
         "steps": _NUM_STEPS,
         "data": data | {"row_length": 64, "held_out_rows": 8},

@@ -8,7 +8,7 @@ from configs.data import DataConfig
 from model.tokenizer import Tokenizer, train_tokenizer
 from workers.corpus import training_texts
 from workers.packing import prepare_dataset
-from workers.storage import exists, join, read_bytes, write_atomic
+from workers.storage import exists, join, read_bytes, read_json, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +103,22 @@ def make_tokenizer(config: DataConfig, storage_url: str, teacher_url: str | None
 
 
 def _check_same_tokenizer(tokenizer: Tokenizer, teacher_url: str) -> None:
-    from workers.checkpoint import read_meta  # JAX and Orbax take a while to import
-
-    theirs = read_meta(teacher_url).tokenizer_digest
+    theirs = _tokenizer_digest_of(teacher_url)
     if theirs != tokenizer.digest:
         raise ValueError(
             f"teacher.checkpoint: {teacher_url} was trained with tokenizer {theirs[:12]}, the "
             f"student's is {tokenizer.digest[:12]}: one number would mean two texts; set "
             f"data.tokenizer.kind=teacher"
         )
+
+
+def _tokenizer_digest_of(checkpoint_url: str) -> str:
+    try:
+        return read_json(checkpoint_url.rstrip("/") + ".json")["tokenizer_digest"]
+    except FileNotFoundError:  # of imported weights, or copied without what lies beside it
+        from workers.checkpoint import read_meta  # JAX and Orbax take a while to import
+
+        return read_meta(checkpoint_url).tokenizer_digest
 
 
 def _training_digest(texts: list[str], config: DataConfig) -> str:

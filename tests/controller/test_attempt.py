@@ -1,6 +1,7 @@
 """Ray's errors, as Ray makes them, read as the fault behind them."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,3 +152,18 @@ def test_ray_train_never_starts_the_gang_again_by_itself(tmp_path: Any):
     limits = [value for value in vars(failure_config).values() if isinstance(value, int)]
     assert set(limits) == {0}, vars(failure_config)
     assert len(limits) >= 3
+
+
+def test_ray_train_starts_no_process_that_is_of_no_use() -> None:
+    """What else it would start by itself shows here when a new version does."""
+    config = parse_run(tiny_values(Path("storage"), "run"), "test")
+    job = StudentJob(config, "s", "s/runs/run", 1, StartPoint("fresh"), "data", "tokens", None)
+    callbacks = _trainer({"job": job}, "name", "scratch")._create_default_callbacks()
+    assert {type(callback).__name__ for callback in callbacks} == {
+        "AcceleratorSetupCallback",
+        "BackendSetupCallback",
+        "ControllerMetricsCallback",
+        "UserCallbackHandler",
+        "WorkerMetricsCallback",
+        "WorkingDirectorySetupCallback",
+    }
