@@ -190,6 +190,7 @@ def test_storage_that_does_not_answer_holds_up_no_step(
 ):
     """A disk that is still: no error comes, and no end."""
     monkeypatch.setattr("workers.saves.NUM_LOOKS", 2)
+    monkeypatch.setattr("workers.saves._NUM_LATER_LOOKS", 2)
     config = config_of(text_storage, "still")
     write, answers = saves.write_atomic, threading.Event()
 
