@@ -58,7 +58,7 @@ class ControllerActor:
         self._events = EventWriter(self._folder.url, f"controller-{self._life}")
         self._config: RunConfig = insist(self._folder.config)
         this = holder() or self._life
-        self._epoch = insist(lambda: take_epoch(spec.run_url, this, spec.address))
+        self._epoch = insist(lambda: take_epoch(spec.run_url, spec.run_id, this, spec.address))
         self._pulse = StudentPulse()
         self._watch = Watch(self._config.watchdog)
         self._looked_at_s = self._renewed_at_s = 0.0
@@ -181,11 +181,11 @@ class ControllerActor:
         for name, _ in commands:
             # Only now is it remembered; to take a command in twice does no harm.
             self._folder.take(name)
-        if look:
+        if look:  # whose run it is has just been seen
             self._show()
-        if now_s - self._renewed_at_s >= LEASE_RENEWAL_S:
-            self._renewed_at_s = now_s
-            self._folder.write_lease(self._life, self._spec.address)
+            if now_s - self._renewed_at_s >= LEASE_RENEWAL_S:
+                self._renewed_at_s = now_s
+                self._folder.write_lease(self._life, self._spec.address)
 
     def _poll(self) -> list[run_state.Event]:
         snapshot = self._machine.snapshot

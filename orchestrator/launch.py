@@ -129,7 +129,10 @@ def create_run(config: RunConfig, work: Work = "train") -> RunFolder:
         step = entry["step"] if config.start_from.state == "all" else 0
         _check_start(config, url, entry)
         identity |= {"start_url": url, "start_step": step}
-    folder.create(config, identity)
+    try:
+        folder.create(config, identity)
+    except FileExistsError as error:  # made by somebody else in this very moment
+        raise ValueError(_taken(folder)) from error
     return folder
 
 

@@ -27,10 +27,11 @@ def launch_and_follow(
     """Starts a new run and shows it until it ends; returns the exit code."""
     check_address(address)
     folder = create_run(config, work)
+    run_id = folder.identity()["run_id"]
     try:
         start_controller(folder, connect(address))
     except BaseException:
-        folder.remove()  # nothing half-made is left behind
+        folder.remove_unused(run_id)  # nothing half-made is left behind
         raise
     return follow(folder, console)
 

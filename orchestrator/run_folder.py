@@ -1,5 +1,7 @@
 """Where everything of a run lies, below one storage path."""
 
+import errno
+import json
 import tempfile
 import time
 import uuid
@@ -10,6 +12,7 @@ import yaml
 
 from configs.load import parse_run
 from configs.run import RunConfig
+from workers.epochs import IDENTITY, newest_epoch, note_removal
 from workers.storage import (
     exists,
     is_local,
@@ -20,6 +23,7 @@ from workers.storage import (
     remove_tree,
     write_atomic,
     write_json,
+    write_new,
 )
 
 LEASE_RENEWAL_S = 3.0
@@ -45,12 +49,22 @@ class RunFolder:
         return cls(absolute(config.storage), config.name)
 
     def exists(self) -> bool:
-        return exists(join(self.url, "run.json"))
+        return exists(join(self.url, IDENTITY))
 
     def create(self, config: RunConfig, identity: dict[str, Any]) -> None:
-        """Makes the run's folder; `run.json`, which makes it count, comes last."""
+        """Makes the run: of several that try at once, one does.
+
+        Raises:
+            FileExistsError: there is a run of this name.
+        """
+        # One file has all that makes a run, and `config.yaml` is a copy that may change.
+        values = {**identity, "config": config.model_dump(mode="json")}
+        if not write_new(join(self.url, IDENTITY), json.dumps(values, indent=2).encode()):
+            raise FileExistsError(errno.EEXIST, "There is a run of this name", self.url)
+        for name in list_names(self.url):  # what a removal that was cut off has left
+            if name != IDENTITY:
+                remove_tree(join(self.url, name))
         self.write_config(config)
-        write_json(join(self.url, "run.json"), identity)
 
     def write_config(self, config: RunConfig) -> None:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -59,14 +73,21 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The run's resolved configuration. Raises ConfigError if it no longer fits."""
         url = join(self.url, "config.yaml")
-        return parse_run(yaml.safe_load(read_bytes(url)), url)
+        try:
+            values = yaml.safe_load(read_bytes(url))
+        except FileNotFoundError:  # who made the run was cut off before the copy
+            url = join(self.url, IDENTITY)
+            values = read_json(url)["config"]
+        return parse_run(values, url)
 
     def identity(self) -> dict[str, Any]:
         """`run_id`, what it was resolved to, when and by which code it was made."""
-        return read_json(join(self.url, "run.json"))
+        values = read_json(join(self.url, IDENTITY))
+        return {name: value for name, value in values.items() if name != "config"}
 
     def write_identity(self, identity: dict[str, Any]) -> None:
-        write_json(join(self.url, "run.json"), identity)
+        config = read_json(join(self.url, IDENTITY))["config"]
+        write_json(join(self.url, IDENTITY), {**identity, "config": config})
 
     def check_writable(self) -> None:
         """Raises OSError that says why, where nothing can be written."""
@@ -75,7 +96,16 @@ class RunFolder:
         remove_tree(url)
 
     def remove(self) -> None:
+        """Removes the run; a controller that still works on it finds out."""
+        if (values := self._read(IDENTITY)) is not None:
+            note_removal(self.url, values["run_id"])
         remove_tree(self.url)
+
+    def remove_unused(self, run_id: str) -> None:
+        """Removes the run if it is the one of this id, and no controller has taken it up."""
+        values = self._read(IDENTITY)
+        if values is not None and values["run_id"] == run_id and not newest_epoch(self.url):
+            self.remove()
 
     # What the controller remembers, and what it shows.
 

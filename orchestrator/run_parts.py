@@ -18,6 +18,7 @@ from orchestrator.launch_spec import LaunchSpec
 from orchestrator.ray_calls import answer, is_ready, start_actor
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_pool import pool_apps
+from workers.epochs import Epoch
 from workers.evaluator_actor import EvaluatorActor
 from workers.integrity import CorruptOwnCheckpointError
 from workers.jobs import EvaluationJob, StartPoint, StudentJob
@@ -100,7 +101,7 @@ class AttemptPart:
         action: run_state.StartAttempt,
         facts: dict[str, Any],
         known: run_state.Snapshot,
-        epoch: int,
+        epoch: Epoch,
     ) -> None:
         """Launches an attempt from the newest snapshot or checkpoint, or where the run begins."""
         if _is_there(attempt_name(self._spec.run_id, action.attempt - 1)):

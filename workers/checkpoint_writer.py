@@ -19,7 +19,7 @@ from workers.checkpoint import (
     entry_url,
     optimizer_part,
 )
-from workers.epochs import SupersededError, check_epoch
+from workers.epochs import Epoch, SupersededError, check_epoch
 from workers.integrity import sealed, write_file_digests
 from workers.storage import exists, join, list_names, remove_tree, write_json
 from workers.train_step import TrainState
@@ -48,7 +48,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, run_url: str, on_commit: Callable[[CheckpointMeta], None], epoch: int | None = None
+        self, run_url: str, on_commit: Callable[[CheckpointMeta], None], epoch: Epoch | None = None
     ):
         self._run_url = run_url
         self._on_commit = on_commit

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from configs.run import RunConfig, TeacherConfig
+from workers.epochs import Epoch
 from workers.memory_tier import Source
 
 
@@ -39,7 +40,7 @@ class StudentJob:
     teacher_url: str | None = None
     """Where hidden states find their embedding; other targets need no teacher here."""
     work: Work = "train"
-    epoch: int | None = None
+    epoch: Epoch | None = None
     """That of the controller, outside of which nothing of this attempt counts; None without one."""
     skip_steps: tuple[int, ...] = ()
     """Steps that the state is not to take in."""

@@ -191,10 +191,18 @@ def file_sha256(path: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file or folder."""
+    """Whether there is a file or folder.
+
+    Raises:
+        OSError: storage does not answer, which says nothing about what is there.
+    """
     fs, path = open_storage(url)
     with naming("looking for", url):
-        return fs.exists(path)
+        try:
+            fs.info(path)  # `fs.exists` answers no whatever went wrong
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def free_bytes(url: str) -> int | None:

@@ -1,6 +1,7 @@
 """The controller's actor as a plain object: what it does in which order, and its next life."""
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -320,7 +321,7 @@ def test_the_pool_is_scaled_by_hand_and_then_by_need(world: World):
 
 def test_a_controller_that_another_cluster_has_superseded_writes_nothing(world: World):
     actor = world.life(state=State.RECOVERING, facts=FACTS, attempt=1, relaunch_at_s=0.0)
-    take_epoch(world.folder.url, "another", "there:1")
+    take_epoch(world.folder.url, "run-1", "another", "there:1")
     world.folder.write_lease("another", "there:1")
     remembered, held = world.remembered(), world.folder.lease()
     ended: list[bool] = []
@@ -329,6 +330,32 @@ def test_a_controller_that_another_cluster_has_superseded_writes_nothing(world: 
     assert ended and ("attempt", "kill", 1) in world.calls
     assert not [call for call in world.calls if call[:2] == ("attempt", "start")]
     assert world.remembered() == remembered and world.folder.lease() == held
+
+
+def test_a_controller_whose_run_was_removed_ends_what_it_drives(world: World):
+    actor = world.life(state=State.STARTING, attempt=1, teachers=2, facts=FACTS)
+    world.folder.remove()
+    actor._renewed_at_s = 0.0
+    ended: list[bool] = []
+    actor._end_actor = lambda: ended.append(True)
+    actor._run()
+    assert ended and ("attempt", "kill", 1) in world.calls
+    assert world.folder.lease() is None and world.folder.status() is None
+
+
+def test_a_controller_whose_storage_shows_nothing_writes_nothing_and_waits(world: World):
+    """As where a mount is missing for a moment; then all is as it was."""
+    actor = world.life(state=State.STARTING, attempt=1, teachers=2, facts=FACTS)
+    folder = Path(world.folder.url)
+    aside = folder.rename(folder.with_name("aside"))
+    actor._renewed_at_s = actor._looked_at_s = 0.0
+    actor._turn_patiently()
+    assert world.folder.lease() is None and world.folder.status() is None
+    assert actor.state() == State.STARTING
+    shutil.rmtree(folder, ignore_errors=True)  # the record's writers wait for nothing
+    aside.rename(folder)
+    assert not [call for call in world.turn(actor) if call[1] in ("kill", "start", "remove")]
+    assert actor.state() == State.STARTING
 
 
 def test_a_life_that_ray_started_waits_for_storage(world: World, monkeypatch: pytest.MonkeyPatch):

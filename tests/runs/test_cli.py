@@ -1,5 +1,6 @@
 """The command line on runs made by hand: what it says, its exit codes, and no traceback."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from fsspec.implementations.local import LocalFileSystem
 
 from configs.load import parse_run
 from orchestrator.cli import main
@@ -300,6 +302,25 @@ def test_a_cluster_that_is_not_there_leaves_no_run(storage: Path, monkeypatch: p
     said = refused("run", write_file(storage), "--address", "10.0.0.1:6379")
     assert "no Ray cluster answers there (nobody answers at ray://10.0.0.1:6379)" in said
     assert not (storage / "runs" / "my-run").exists()
+
+
+def test_storage_that_fails_is_not_taken_for_one_without_the_run(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A `run` of a name that is there would make it anew, and remove it when that fails."""
+    folder = make_run(storage, "my-run")
+    info = LocalFileSystem.info
+
+    def failing(fs: LocalFileSystem, path: str, **options: Any) -> Any:
+        if str(path).endswith("run.json"):
+            raise OSError(errno.EIO, "Input/output error")
+        return info(fs, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "info", failing)
+    said = refused("run", write_file(storage, steps=9))
+    assert "Input/output error" in said and "run.json" in said
+    monkeypatch.undo()
+    assert folder.config().steps == 4
 
 
 def test_storage_that_needs_a_package_says_which():

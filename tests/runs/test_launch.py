@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from configs.load import parse_run
 from configs.run import RunConfig
 from orchestrator.catalogue import find_checkpoint
 from orchestrator.launch import check_address, create_run
+from orchestrator.recipe import launch_and_follow
 from orchestrator.run_folder import RunFolder, list_runs
 from tests.helpers.runs import VOCAB_SIZE, tiny_values
+from workers.epochs import take_epoch
 from workers.preparer import prepare
 from workers.storage import write_json
 
@@ -190,6 +193,19 @@ def test_where_a_fork_and_borrowed_weights_begin(storage: Path):
     assert (forked["start_url"], forked["start_step"]) == (step_folder(storage, 2), 2)
     borrowed = create_run(fork(storage, state="weights", name="other")).identity()
     assert (borrowed["start_url"], borrowed["start_step"]) == (step_folder(storage, 4), 0)
+
+
+def test_a_launch_that_fails_leaves_the_run_of_another_alone(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two launches of one name at once: the run of the one that is refused is not its own."""
+    first = create_run(config(storage))
+    take_epoch(first.url, first.identity()["run_id"], "controller", "10.0.0.1:1")
+    monkeypatch.setattr(RunFolder, "exists", lambda folder: False)  # asked a moment earlier
+    with pytest.raises(ValueError, match="exists below"):
+        launch_and_follow(config(storage, steps=9), None, Console())
+    monkeypatch.undo()
+    assert first.exists() and first.config().steps == 4
 
 
 def test_a_run_that_was_half_made_by_a_crash_can_be_made_again(storage: Path):

@@ -1,5 +1,7 @@
 """A run's folder: what makes it count, its lease, and the commands it is sent."""
 
+import contextlib
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from configs.run import RunConfig
 from orchestrator import run_folder
 from orchestrator.run_folder import LEASE_EXPIRY_S, LEASE_RENEWAL_S, RunFolder, absolute, list_runs
 from tests.helpers.runs import tiny_values
-from workers.storage import join, read_json, write_json
+from workers.epochs import take_epoch
+from workers.storage import join, read_json, remove_tree, write_json
 
 
 @pytest.fixture
@@ -41,10 +44,10 @@ def test_a_run_counts_only_once_all_of_it_is_there(
 ):
     folder = RunFolder(str(tmp_path), "run")
 
-    def full_disk(url: str, value: object) -> None:
+    def full_disk(url: str, content: bytes) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "write_json", full_disk)
+    monkeypatch.setattr(run_folder, "write_new", full_disk)
     with pytest.raises(OSError, match="No space"):
         folder.create(config, {"run_id": "run-1"})
     monkeypatch.undo()
@@ -52,6 +55,56 @@ def test_a_run_counts_only_once_all_of_it_is_there(
     assert list_runs(str(tmp_path)) == []
     folder.create(config, {"run_id": "run-1"})
     assert [run.name for run in list_runs(str(tmp_path))] == ["run"]
+
+
+def test_of_several_that_make_a_run_at_once_one_does(tmp_path: Path, config: RunConfig):
+    """And all of what it made is its own: identity and settings."""
+    together, made = threading.Barrier(8), list[int]()
+
+    def make(number: int) -> None:
+        changed = config.model_copy(update={"steps": 100 + number})
+        together.wait()
+        with contextlib.suppress(FileExistsError):
+            RunFolder(str(tmp_path), "run").create(changed, {"run_id": f"run-{number}"})
+            made.append(number)
+
+    threads = [threading.Thread(target=make, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [number] = made
+    folder = RunFolder(str(tmp_path), "run")
+    assert folder.identity() == {"run_id": f"run-{number}"}
+    assert folder.config().steps == 100 + number
+
+
+def test_a_run_made_by_one_that_was_cut_off_is_whole(folder: RunFolder, config: RunConfig):
+    """Killed right after the file that makes it count."""
+    Path(folder.url, "config.yaml").unlink()
+    assert folder.config() == config
+    folder.write_identity({"run_id": "run-1", "software": {}})
+    assert folder.config() == config
+
+
+def test_what_a_removal_that_was_cut_off_has_left_is_not_the_next_runs(
+    tmp_path: Path, config: RunConfig
+):
+    left = tmp_path / "runs" / "run" / "checkpoints" / "00000002.json"
+    write_json(str(left), {"step": 2})
+    RunFolder(str(tmp_path), "run").create(config, {"run_id": "run-2"})
+    assert not left.exists()
+
+
+def test_only_a_run_of_ones_own_that_nobody_uses_is_taken_back(folder: RunFolder):
+    folder.remove_unused("run-0")
+    assert folder.exists(), "made by somebody else"
+    take_epoch(folder.url, "run-1", "controller", "here:1")
+    folder.remove_unused("run-1")
+    assert folder.exists(), "a controller works on it"
+    remove_tree(join(folder.url, "epochs"))
+    folder.remove_unused("run-1")
+    assert not folder.exists()
 
 
 def test_a_configuration_of_another_version_is_refused_with_its_place(folder: RunFolder):
@@ -154,4 +207,4 @@ def test_what_is_written_is_what_is_read(folder: RunFolder):
     assert folder.status() == {"state": "stopping"}
     assert folder.tracking() == {"step": 4, "evaluated": [2]}
     assert folder.identity() == {"run_id": "run-2"}
-    assert read_json(join(folder.url, "run.json")) == {"run_id": "run-2"}
+    assert read_json(join(folder.url, "run.json"))["run_id"] == "run-2"
