@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator import catalogue
+from orchestrator.liveness import under_way
 from orchestrator.run_folder import RunFolder
 from workers.integrity import CorruptCheckpointError, check_files
 from workers.storage import list_tree
@@ -80,7 +81,7 @@ def delete_checkpoints(folder: RunFolder, steps: Sequence[int]) -> None:
     for step in steps:
         if step in pinned:
             raise ValueError(f"The checkpoint of step {step} is pinned; --unpin {step} first")
-        if folder.lease() is not None and committed and step == committed[-1]:
+        if committed and step == committed[-1] and under_way(folder):
             raise ValueError(
                 f"{folder.name} is under way and would go on from step {step}, its newest "
                 f"checkpoint; stop it first"

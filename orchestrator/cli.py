@@ -158,13 +158,14 @@ def scale(run: str, teachers: int | str, storage: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
 def status(run: str, storage: str, as_json: bool) -> None:
     """Where a run stands."""
+    from orchestrator.liveness import seen_alive
     from orchestrator.report import status_table
     from orchestrator.report_data import read_ledger
 
     folder = existing_run(storage, run)
     values = folder.status() or {"name": run, "state": "created"}
-    values["alive"] = folder.lease() is not None
-    ledger = read_ledger(folder)
+    values["alive"] = bool(seen_alive([folder]))
+    ledger = read_ledger(folder, values["alive"])
     if as_json:
         goodput = None if ledger is None else ledger.summary()
         click.echo(json.dumps({**values, "goodput": goodput}))
@@ -230,8 +231,10 @@ def list_command(storage: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(run: str, storage: str, yes: bool) -> None:
     """Removes a run with its checkpoints; data sets, tokenizers and stored targets stay."""
+    from orchestrator.follow import is_under_way
+
     folder = existing_run(storage, run)
-    if folder.lease() is not None:
+    if is_under_way(folder, console):
         raise ValueError(f"{run} is under way; `stillhouse stop {run}` first")
     if not yes:
         click.confirm(f"Remove {folder.url} with all checkpoints?", abort=True)
@@ -277,8 +280,10 @@ def submit(
 
 
 def _running(storage: str, run: str) -> "RunFolder":
+    from orchestrator.liveness import seen_alive
+
     folder = existing_run(storage, run)
-    if folder.lease() is None:
+    if not seen_alive([folder]):
         state = (folder.status() or {}).get("state", "created")
         raise ValueError(f"{run} is not under way (it is {state})")
     return folder

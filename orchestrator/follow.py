@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from orchestrator.history import Tail
-from orchestrator.run_folder import LEASE_EXPIRY_S, LEASE_RENEWAL_S, RunFolder
+from orchestrator.liveness import LOOK_EVERY_S, under_way
+from orchestrator.run_folder import LEASE_EXPIRY_S, RunFolder
 from orchestrator.run_state import State
 from workers.record import EVENTS
 
-LOOK_EVERY_S = 0.5
 EXIT_STOPPED = 130
 
 _SHOWN_EVENTS = {
@@ -46,21 +46,12 @@ _SHOWN_EVENTS = {
 
 
 def is_under_way(folder: RunFolder, console: Console) -> bool:
-    """Whether a controller works on the run.
+    """Whether a controller works on the run, for certain; says so where that takes a while."""
 
-    A lease that was left by one that died is not renewed; until that is certain, this waits.
-    """
-    lease = first = folder.lease()
-    told = False
-    while lease is not None and first is not None:
-        if lease["renewed_s"] != first["renewed_s"]:
-            return True
-        if not told and time.time() - lease["renewed_s"] > 2 * LEASE_RENEWAL_S:
-            console.print(f"Waiting for the lease on {folder.name} to run out", highlight=False)
-            told = True
-        time.sleep(LOOK_EVERY_S)
-        lease = folder.lease()
-    return False
+    def told() -> None:
+        console.print(f"Waiting to see that nobody works on {folder.name}", highlight=False)
+
+    return under_way(folder, told)
 
 
 class LostRunError(click.ClickException):
@@ -81,17 +72,19 @@ def follow(folder: RunFolder, console: Console) -> int:
         task = bar.add_task(folder.name, total=None, doing="waiting")
         events = Tail(folder.url, EVENTS)
         events.new()  # told before
-        seen_s = time.monotonic()
+        lease, seen_s = folder.last_lease(), time.monotonic()
         while True:
             status = folder.status()
+            before, lease = lease, folder.last_lease()
+            if lease is not None and lease != before:
+                seen_s = time.monotonic()
+            left = lease is None or time.monotonic() - seen_s > LEASE_EXPIRY_S
             if status is not None:
                 _update(bar, task, status)
                 _tell_events(events.new(), console)
-                if State(status["state"]).is_terminal and folder.lease() is None:
+                if State(status["state"]).is_terminal and left:
                     break
-            if folder.lease() is not None:
-                seen_s = time.monotonic()
-            elif time.monotonic() - seen_s > 2 * LEASE_EXPIRY_S:
+            if time.monotonic() - seen_s > 2 * LEASE_EXPIRY_S:
                 folder.check_writable()
                 raise LostRunError(
                     f"Nothing works on {folder.name} any more; its cluster may be gone. "

@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from orchestrator.run_folder import list_runs
+from orchestrator.liveness import seen_alive
+from orchestrator.run_folder import LEASE_EXPIRY_S, list_runs
 from workers.storage import list_tree
 from workers.target_cache import targets_folder
 from workers.target_store import stored_keys
@@ -38,10 +39,11 @@ def keys_in_use(storage_url: str) -> list[StoredKey]:
         OSError: storage does not answer.
     """
     used: dict[str, list[tuple[float, str, bool]]] = {}
-    for folder in list_runs(storage_url):
-        if (told := folder.targets()) is not None:
-            use = told["used_s"], folder.name, folder.lease() is not None
-            used.setdefault(told["key"], []).append(use)
+    users = {folder.name: (folder, folder.targets()) for folder in list_runs(storage_url)}
+    alive = seen_alive([folder for folder, told in users.values() if told], LEASE_EXPIRY_S)
+    for name, (_, told) in users.items():
+        if told is not None:
+            used.setdefault(told["key"], []).append((told["used_s"], name, name in alive))
     found: list[StoredKey] = []
     for key in stored_keys(storage_url):
         uses = used.get(key, [])

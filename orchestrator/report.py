@@ -9,6 +9,7 @@ from rich.text import Text
 
 from configs.load import ConfigError
 from orchestrator.ledger import Ledger
+from orchestrator.liveness import seen_alive
 from orchestrator.report_data import (
     COLUMNS,
     MISSING,
@@ -71,11 +72,12 @@ def runs_table(folders: Sequence[RunFolder]) -> Table:
     table = Table(box=None, header_style="bold")
     for name in ("run", "state", "step", "best bits per byte", "objective"):
         table.add_column(name)
+    alive = seen_alive(folders)
     for folder in folders:
         status = folder.status() or {}
         table.add_row(
             Text(folder.name),
-            _state_text(shown_state(status, folder.lease() is not None)),
+            _state_text(shown_state(status, folder.name in alive)),
             f"{_step(status)}/{status['num_steps']}" if status else MISSING,
             shown(_best(status), ".4f"),
             Text(_objective_text(folder)),

@@ -14,6 +14,7 @@ from model.config import param_count
 from orchestrator.goodput import StepTimes, account
 from orchestrator.history import AttemptLines, Line, counted, read_attempts, read_events
 from orchestrator.ledger import GROUPS, Ledger
+from orchestrator.liveness import seen_alive
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_state import State
 
@@ -50,7 +51,7 @@ class RunData:
 
 def read_run(folder: RunFolder) -> RunData:
     """Reads a run in whatever state it is. Raises ConfigError if its configuration is faulty."""
-    status, alive = folder.status() or {}, folder.lease() is not None
+    status, alive = folder.status() or {}, bool(seen_alive([folder]))
     attempts, events = read_attempts(folder.url), read_events(folder.url)
     return RunData(
         name=folder.name,
@@ -64,9 +65,12 @@ def read_run(folder: RunFolder) -> RunData:
     )
 
 
-def read_ledger(folder: RunFolder) -> Ledger | None:
-    """Where a run's time went, from its whole record; None where it has not begun."""
-    alive = folder.lease() is not None
+def read_ledger(folder: RunFolder, alive: bool = False) -> Ledger | None:
+    """Where a run's time went, from its whole record; None where it has not begun.
+
+    Args:
+        alive: whether a controller works on the run.
+    """
     return _ledger(read_attempts(folder.url), read_events(folder.url), alive)
 
 

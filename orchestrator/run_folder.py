@@ -152,16 +152,20 @@ class RunFolder:
 
     # The lease: at most one controller anywhere works on a run.
 
+    def last_lease(self) -> dict[str, Any] | None:
+        """The lease as it was last renewed, however long ago; None once it is released."""
+        return self._read("lease.json")
+
     def lease(self) -> dict[str, Any] | None:
-        """The lease if it is held now, else None."""
-        lease = self._read("lease.json")
+        """The lease if it is young by this machine's clock, else None; see `liveness`."""
+        lease = self.last_lease()
         if lease is None or time.time() - lease["renewed_s"] > LEASE_EXPIRY_S:
             return None
         return lease
 
     def lease_age_s(self) -> float | None:
         """Seconds since a controller renewed the lease, held or not; None once it is released."""
-        lease = self._read("lease.json")
+        lease = self.last_lease()
         return None if lease is None else max(0.0, time.time() - lease["renewed_s"])
 
     def write_lease(self, holder: str, address: str) -> None:

@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from configs.load import parse_run
 from orchestrator.cli import main
 from orchestrator.run_folder import RunFolder
+from tests.helpers.leases import renewed_lease
 from tests.helpers.runs import text_folder, tiny_values
 from workers.record import LOGS, STEPS, EventWriter, SegmentWriter
 from workers.storage import join
@@ -275,8 +276,12 @@ def test_removing_asks_first(storage: Path):
 
 
 def test_a_run_under_way_is_not_removed(storage: Path):
-    folder = make_run(storage, alive=True)
-    assert "stillhouse stop run" in refused("rm", "run", "--yes")
+    """Whatever this machine's clock says of the controller's."""
+    folder = make_run(storage)
+    with renewed_lease(folder, clock_behind_s=21.0):
+        assert "stillhouse stop run" in refused("rm", "run", "--yes")
+        assert call("stop", "run", "--no-wait").exit_code == 0
+        assert json.loads(call("status", "run", "--json").stdout)["alive"]
     assert folder.exists()
 
 
