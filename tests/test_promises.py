@@ -1,4 +1,4 @@
-"""Each promise of the README and each way to fail is shown by a test of each change, or told of."""
+"""Each promise of the README and each fault is shown by a test of a change, or has a stand-in."""
 
 import re
 

@@ -49,7 +49,9 @@ def disturb(run: Subject, fault: Fault) -> Outcome:
 def apply_all(
     world: World, name: str, faults: Sequence[Fault], console: Console, **teacher: Any
 ) -> list[Outcome]:
-    """What a run `name` makes of `faults`, in their order; what this process may not make is told.
+    """Applies `faults` in order to a run `name`, then compares it with an undisturbed run.
+
+    A fault that needs a right this process lacks is printed and left out.
 
     Args:
         teacher: settings of the run's teacher.

@@ -78,8 +78,8 @@ def test_a_folder_that_does_not_show_its_run_says_nothing(run_url: str):
 def test_an_epoch_whose_making_was_told_wrongly_is_had_all_the_same(
     run_url: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """A client of an object store asks again where an answer was lost, and is told that the file
-    is there already: it is its own."""
+    """A client of an object store repeats a create whose answer was lost, and then reports that the
+    file exists already."""
     make = epochs.write_new
 
     def lose_the_answer(url: str, content: bytes) -> bool:

@@ -71,7 +71,7 @@ def test_a_run_survives_a_killed_command_and_ctrl_c(storage: Path, temp_dir: Pat
 
 
 def check_other_terminals(storage: Path, folder: RunFolder, file: Path) -> None:
-    """`status`, `scale`, `rm` and a second `run` from elsewhere, while the run goes on."""
+    """`status`, `scale`, `rm` and a second `run` from elsewhere, during the run."""
 
     def command(*arguments: str) -> Result:
         return CliRunner().invoke(main, arguments)

@@ -276,7 +276,7 @@ def test_removing_asks_first(storage: Path):
 
 
 def test_a_run_under_way_is_not_removed(storage: Path):
-    """Whatever this machine's clock says of the controller's."""
+    """Also where the clocks of user and controller are apart."""
     folder = make_run(storage)
     with renewed_lease(folder, clock_behind_s=21.0):
         assert "stillhouse stop run" in refused("rm", "run", "--yes")

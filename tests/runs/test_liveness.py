@@ -1,4 +1,4 @@
-"""A run is under way while its lease changes, whatever the clocks of its machines say."""
+"""A run is under way while its lease changes; clocks of two machines are not compared."""
 
 from pathlib import Path
 from typing import Any
