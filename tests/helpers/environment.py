@@ -24,11 +24,6 @@ def one_device() -> dict[str, str]:
     return kept | {"XLA_FLAGS": _COMPILE_SOON}
 
 
-def run_everything() -> bool:
-    """Whether the tests of a night run too (`pytest --all`)."""
-    return os.environ.get("STILLHOUSE_ALL_TESTS") == "1"
-
-
 def examples(by_day: int, by_night: int) -> int:
-    """How many a property test tries."""
-    return by_night if run_everything() else by_day
+    """How many a property test tries; by night with `pytest --all`."""
+    return by_night if os.environ.get("STILLHOUSE_ALL_TESTS") == "1" else by_day

@@ -137,6 +137,8 @@ def test_packed_ids_come_back_and_take_no_more_words_than_needed(vocab_size, num
 )
 def test_bytes_per_token_at_the_vocabulary_of_gemma(kind, params, num_bytes):
     assert bytes_per_token(make_codec(kind, **params), 256_000, 3584) == num_bytes
+    counted = CodecConfig(kind=kind, **params).bytes_per_token(256_000)
+    assert counted == (None if kind == "hidden" else num_bytes), "without JAX, for `--check`"
 
 
 def test_bytes_of_hidden_states_need_a_width():

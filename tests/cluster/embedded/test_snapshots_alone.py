@@ -88,7 +88,7 @@ def test_a_run_goes_on_from_memory(storage: Path, address: str):
     made: dict[int, int] = {}
     for line in read_steps(folder.url):
         made[line["attempt"]] = max(made.get(line["attempt"], 0), line["step"])
-    # Each attempt goes on where the one before it was, and every line is there.
+    # Each attempt resumes at the last step of the one before, and no line is missing.
     assert starts == {(1, "fresh", 0), (2, "memory", made[1]), (3, "memory", made[2])}
     assert made[1] >= killed_at - SNAPSHOT_EVERY_STEPS
     assert made[2] >= stopped_at - SNAPSHOT_EVERY_STEPS
